@@ -1,0 +1,73 @@
+"""The object store: flat keys with '/', whole objects. `tests/contract/test_store.py` holds every adapter to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes were moved."""
+
+
+class StoreError(Exception):
+    """The store's errors.
+
+    StoreError
+    ├── ObjectNotFound    no object has that key
+    ├── StoreFull         no room is left
+    └── StoreUnavailable  the server does not answer, or refuses the credentials; try again
+    """
+
+
+class ObjectNotFound(StoreError):
+    """No object has that key."""
+
+
+class StoreFull(StoreError):
+    """The disk or the bucket's quota has no room for it."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached now."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size_bytes: int
+
+
+class ObjectStore(Protocol):
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Whole or not at all; replaces what was there."""
+
+    def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Whole or not at all; multipart and parallel where the store can."""
+
+    def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Write a stream of unknown length; the object appears when the block ends, never when it raises."""
+
+    def get_bytes(self, key: str) -> bytes: ...
+
+    def get_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Into `path`, whole or not at all; goes on where an earlier try to the same path was cut off."""
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The object's bytes in chunks of about 1 MiB. Raises ObjectNotFound before the first."""
+
+    def stat(self, key: str) -> ObjectInfo | None: ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Inside the store, never through memory. Raises ObjectNotFound."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects under `prefix`, which ends in '/' or is empty."""
+
+    def delete(self, key: str) -> None:
+        """Nothing happens where it is not there."""
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable with a sentence when the store cannot be used."""

@@ -1,0 +1,49 @@
+"""Structured logs and Prometheus metrics, the same in every process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import start_http_server
+
+from shared.settings import Settings
+
+
+def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundLogger:
+    """Configure logging for this process and return its logger; serve metrics if a port is set."""
+    level = getattr(logging, settings.log_level.upper())
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    shared = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info if not console else _keep,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port)
+    structlog.contextvars.bind_contextvars(service=service, node=settings.node)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(service)
+    return logger
+
+
+def _keep(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    return event
