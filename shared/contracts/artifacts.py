@@ -29,7 +29,7 @@ def check_name(name: str) -> str:
     """An artifact's name: letters, digits, `.`, `_`, `-`; at most 128. Raises ValueError."""
     if not NAME_PATTERN.fullmatch(name) or ".." in name:
         raise ValueError(
-            f"{name!r} is no name: use letters, digits, '.', '_' and '-', at most 128, starting with one of the first two"
+            f"{name!r} is no name: use at most 128 letters, digits, '.', '_' and '-', a letter or digit first"
         )
     return name
 
@@ -38,7 +38,7 @@ def check_alias(alias: str) -> str:
     """An alias such as `production`. `latest` is kept by the registry itself. Raises ValueError."""
     if not ALIAS_PATTERN.fullmatch(alias) or alias == "latest":
         raise ValueError(
-            f"{alias!r} is no alias: use lower-case letters, digits, '_' and '-', starting with a letter, and not 'latest'"
+            f"{alias!r} is no alias: use lower-case letters, digits, '_' and '-', a letter first; not 'latest'"
         )
     return alias
 

@@ -83,7 +83,8 @@ def encode_item(item: Request | Cancel) -> bytes:
 
 def decode_item(raw: bytes) -> Request | Cancel:
     """Raises msgspec.ValidationError or msgspec.DecodeError."""
-    return _items.decode(raw)
+    item: Request | Cancel = _items.decode(raw)
+    return item
 
 
 def encode_frames(frames: Sequence[Frame]) -> bytes:

@@ -43,7 +43,7 @@ class TrainingParams(Params):
 
     learning_rate: float = Field(gt=0, le=10, description="Peak learning rate of AdamW.")
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the data.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps, whatever `epochs` says.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many steps, whatever `epochs` says.")
     batch_size: int | Auto = Field(
         "auto", description="Samples per device and step; `auto` finds the largest that fits."
     )

@@ -31,6 +31,6 @@ class Replies(Protocol):
         """The frames sent to the address, as they come. Raises RepliesLost after a flush."""
 
     async def send(self, to: str, frames: Sequence[Frame]) -> None:
-        """All in one step. Raises GatewayGone where the address is not there, RepliesUnavailable when no one answers."""
+        """All in one step. Raises GatewayGone where the address is not there, RepliesUnavailable on silence."""
 
     async def close(self) -> None: ...

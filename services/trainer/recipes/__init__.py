@@ -1,0 +1,1 @@
+"""The job types, one module each, with `run(context) -> list[MadeOutput]`."""
