@@ -1,0 +1,1 @@
+"""The whole system on one machine: one supervisor, two Valkeys, five services."""

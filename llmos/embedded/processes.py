@@ -1,0 +1,163 @@
+"""Child processes that do not outlive their supervisor, and the ones that a killed supervisor left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+HEALTHY_AFTER_S = 30.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run under which name."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def service(name: str, environment: Mapping[str, str]) -> Program:
+    """One of the services, run by this same Python."""
+    return Program(name, [sys.executable, "-m", f"services.{name}"], environment)
+
+
+class Child:
+    """One program that is kept running: after a crash it starts again, with growing pauses."""
+
+    def __init__(self, program: Program, log_file: Path) -> None:
+        self.program = program
+        self.log_file = log_file
+        self.restarts = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._start_at: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        supervisor = os.getpid()
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.program.command,
+                env={**os.environ, **self.program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C on the terminal is for the supervisor, which stops them in order
+                preexec_fn=lambda: _die_with(supervisor),
+            )
+        self._started_at = time.monotonic()
+        self._start_at = None
+
+    def tend(self) -> bool:
+        """Start it again when it is down and its pause is over. True if it was started."""
+        if self.running:
+            return False
+        now = time.monotonic()
+        if self._start_at is None:
+            healthy = now - self._started_at > HEALTHY_AFTER_S
+            self._pause_s = FIRST_PAUSE_S if healthy else min(self._pause_s * 2, LONGEST_PAUSE_S)
+            self._start_at = now + self._pause_s
+        if now < self._start_at:
+            return False
+        self.restarts += 1
+        self.start()
+        return True
+
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL for its whole group."""
+        if self.process is None:
+            return
+        if self.running:
+            self.process.terminate()
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                pass
+        _kill_group(self.process.pid)
+        self.process.wait()
+
+    def last_lines(self, count: int = 5) -> list[str]:
+        """The end of its log."""
+        if not self.log_file.exists():
+            return []
+        with self.log_file.open("rb") as log:
+            log.seek(max(0, self.log_file.stat().st_size - 16_384))
+            return log.read().decode(errors="replace").splitlines()[-count:]
+
+
+def _die_with(supervisor: int) -> None:
+    """Runs in the child before its program: get SIGTERM when the supervisor dies, however it dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _kill_group(pgid: int) -> None:
+    try:
+        os.killpg(pgid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def record(file: Path, children: Sequence[Child]) -> None:
+    """Write down who runs, with start times: a pid alone may come to mean another process."""
+    entries = [
+        {"name": child.program.name, "pid": child.pid, "started": _started(child.pid)}
+        for child in children
+        if child.running and child.pid is not None
+    ]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(entries))
+    temporary.replace(file)
+
+
+def end_leftovers(file: Path, grace_s: float = 10.0) -> list[str]:
+    """End the children of a supervisor that was killed. Returns the names of those that were still there."""
+    if not file.exists():
+        return []
+    left = [entry for entry in json.loads(file.read_text()) if _started(entry["pid"]) == entry["started"]]
+    for entry in left:
+        try:
+            os.kill(entry["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + grace_s
+    while any(_started(entry["pid"]) == entry["started"] for entry in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for entry in left:
+        if _started(entry["pid"]) == entry["started"]:
+            _kill_group(entry["pid"])
+    file.unlink(missing_ok=True)
+    return [entry["name"] for entry in left]
+
+
+def _started(pid: int) -> float | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
