@@ -1,1 +1,22 @@
+"""The durable bus. `connect` picks the adapter from the URL."""
 
+from __future__ import annotations
+
+from shared.bus.port import Bus
+from shared.settings import SettingsError
+
+
+def connect(url: str, client_id: str) -> Bus:
+    """The bus at `url`; nothing is sent yet. Raises SettingsError for a URL that names no adapter."""
+    scheme = url.partition("://")[0]
+    if scheme == "memory":
+        from shared.bus.memory import connect_memory
+
+        return connect_memory(url)
+    if scheme in {"valkey", "valkeys", "valkey+unix"}:
+        from shared.bus.valkey import ValkeyBus
+
+        return ValkeyBus(url, client_id)
+    raise SettingsError(
+        f"LLMOS_BUS_URL: {url!r} names no bus; use valkey+unix:///path, valkey://host:port or memory://"
+    )

@@ -1,1 +1,22 @@
+"""Inference requests to one replica's inbox. `connect` picks the adapter from the URL."""
 
+from __future__ import annotations
+
+from shared.requests.port import Requests
+from shared.settings import SettingsError
+
+
+def connect(url: str) -> Requests:
+    """The requests at `url`; nothing is sent yet. Raises SettingsError for a URL that names no adapter."""
+    scheme = url.partition("://")[0]
+    if scheme == "memory":
+        from shared.requests.memory import connect_memory
+
+        return connect_memory(url)
+    if scheme in {"unix", "redis", "rediss"}:
+        from shared.requests.valkey import ValkeyRequests
+
+        return ValkeyRequests(url)
+    raise SettingsError(
+        f"LLMOS_REQUESTS_URL: {url!r} names no server for requests; use unix:///path, redis://host:port/0 or memory://"
+    )
