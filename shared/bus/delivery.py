@@ -47,11 +47,11 @@ class Pause:
 
 
 class Worker:
-    """A thread that runs `body` until closed: the Subscription of every adapter."""
+    """A thread that runs `body`, which ends soon after its event is set: the Subscription of every adapter."""
 
-    def __init__(self, name: str, body: Callable[[], None]) -> None:
+    def __init__(self, name: str, body: Callable[[threading.Event], None]) -> None:
         self.stopping = threading.Event()
-        self._thread = threading.Thread(target=body, name=name, daemon=True)
+        self._thread = threading.Thread(target=body, args=(self.stopping,), name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -101,34 +101,32 @@ class MemoryBus:
         on_broken: Callable[[BrokenRecord], None] | None = None,
         max_batch: int = 256,
     ) -> Subscription:
-        def consume() -> None:
-            delivery = GroupDelivery(topic, group, handle, on_broken, deeds, worker.stopping)
+        def consume(stopping: threading.Event) -> None:
+            delivery = GroupDelivery(topic, group, handle, on_broken, deeds, stopping)
             log = self.server.logs[topic.name]
-            while batch := self.server.read(topic.name, log.groups.setdefault(group, 0), max_batch, worker.stopping):
+            while batch := self.server.read(topic.name, log.groups.setdefault(group, 0), max_batch, stopping):
                 if delivery.deliver(batch):
                     deeds.acknowledge(batch)
 
         deeds = _Deeds(self.server, topic, group)
-        worker = self._start(f"bus:{topic.name}:{group}", consume)
-        return worker
+        return self._start(f"bus:{topic.name}:{group}", consume)
 
     def follow(
         self, topic: Topic, on: Callable[[Record], None], caught_up: Callable[[], None] | None = None
     ) -> Subscription:
-        def consume() -> None:
-            showing = Showing(topic, on, worker.stopping)
+        def consume(stopping: threading.Event) -> None:
+            showing = Showing(topic, on, stopping)
             records, position = self.server.latest(topic)
             for record in records:
                 showing.show(record)
-            if caught_up and not worker.stopping.is_set():
+            if caught_up and not stopping.is_set():
                 caught_up()
-            while batch := self.server.read(topic.name, position, 256, worker.stopping):
+            while batch := self.server.read(topic.name, position, 256, stopping):
                 for record in batch:
                     showing.show(record)
                 position += len(batch)
 
-        worker = self._start(f"bus:{topic.name}", consume)
-        return worker
+        return self._start(f"bus:{topic.name}", consume)
 
     def dlq_depth(self, topic: Topic) -> int:
         return len(self.server.logs[topic.dlq.name].records)
@@ -147,7 +145,7 @@ class MemoryBus:
         for worker in self._workers:
             worker.close()
 
-    def _start(self, name: str, body: Callable[[], None]) -> _MemoryWorker:
+    def _start(self, name: str, body: Callable[[threading.Event], None]) -> _MemoryWorker:
         worker = _MemoryWorker(name, body, self.server)
         self._workers.append(worker)
         worker.start()
@@ -157,7 +155,7 @@ class MemoryBus:
 class _MemoryWorker(Worker):
     """A worker that may be waiting on the server's condition."""
 
-    def __init__(self, name: str, body: Callable[[], None], server: MemoryServer) -> None:
+    def __init__(self, name: str, body: Callable[[threading.Event], None], server: MemoryServer) -> None:
         super().__init__(name, body)
         self._server = server
 
