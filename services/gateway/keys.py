@@ -1,0 +1,106 @@
+"""API keys: only their hashes are kept. The first start makes one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy import Engine, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from services.gateway.tables import api_keys
+from shared.settings import Settings
+
+KNOWN_FOR_S = 30.0
+"""How long a key that was found is taken for good without asking SQL again."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks: a tenant, by one of its keys. `limits` are what differs from the settings."""
+
+    tenant: str
+    key_id: str
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+class Keys:
+    """The keys in SQL, remembered for a while."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[str, tuple[float, Principal]] = {}
+
+    def remembered(self, key: str) -> Principal | None:
+        """Without SQL: the principal of a key that was found lately."""
+        found = self._known.get(_hash(key))
+        return found[1] if found and time.monotonic() - found[0] < KNOWN_FOR_S else None
+
+    def find(self, key: str) -> Principal | None:
+        hashed = _hash(key)
+        with self._engine.connect().execution_options(readonly=True) as sql:
+            row = sql.execute(select(api_keys).where(api_keys.c.key_sha256 == hashed)).one_or_none()
+        if row is None:
+            self._known.pop(hashed, None)
+            return None
+        principal = Principal(row.tenant, row.id, row.limits)
+        self._known[hashed] = (time.monotonic(), principal)
+        return principal
+
+    def add(self, key: str, tenant: str = "default", name: str = "", limits: dict[str, int] | None = None) -> None:
+        """Nothing happens when the key is there already."""
+        row = {
+            "id": uuid4().hex,
+            "key_sha256": _hash(key),
+            "tenant": tenant,
+            "name": name,
+            "created_at": datetime.now(UTC),
+            "limits": limits or {},
+        }
+        try:
+            with self._engine.begin() as sql:
+                sql.execute(insert(api_keys).values(row))
+        except IntegrityError:
+            return
+
+    def ensure_first(self, settings: Settings) -> None:
+        """Know the key of the settings, or the one in `home`/key; make that one when it is not there."""
+        if settings.api_key:
+            self.add(settings.api_key, name="settings")
+            return
+        file = settings.home / "key"
+        self.add(_read(file) or _make(file), name="first")
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _make(file: Path) -> str:
+    """A new key in `file`, mode 600. Of two gateways that start at once, both take the one that was there first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_name(f"key.{uuid4().hex}")
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(f"sk-llmos-{secrets.token_urlsafe(32)}\n")
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        os.link(written, file)
+    except FileExistsError:
+        if not _read(file):  # an empty file is what a crash of something else left
+            written.replace(file)
+    written.unlink(missing_ok=True)
+    return _read(file)

@@ -1,0 +1,111 @@
+"""The composition root of the gateway: settings in, an ASGI application out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from anyio import to_thread
+from fastapi import FastAPI
+from setproctitle import setproctitle
+from sqlalchemy import Engine
+from structlog import get_logger
+
+import shared.bus
+import shared.replies
+import shared.requests
+import shared.store
+from services.gateway import errors, routes
+from services.gateway.auth import RequireKey
+from services.gateway.gateway import Gateway
+from services.gateway.inference import InferenceGateway
+from services.gateway.keys import Keys
+from services.gateway.limits import BoundedBody
+from services.gateway.metrics import Measured, Metrics
+from services.gateway.submissions import Submissions
+from services.gateway.view import View
+from shared.bus.port import Bus
+from shared.db import migrate, open_database
+from shared.replies.port import Replies
+from shared.requests.port import Requests
+from shared.settings import Settings, SettingsError, die, load_settings
+from shared.store.port import ObjectStore
+from shared.telemetry import setup_telemetry
+
+log = get_logger("gateway")
+
+
+def create_app(
+    settings: Settings, bus: Bus, store: ObjectStore, requests: Requests, replies: Replies, engine: Engine
+) -> FastAPI:
+    """The application. Nothing runs and no table is touched before its lifespan begins."""
+    submissions = Submissions(engine, bus, settings)
+    view = View(engine, bus, submissions)
+    keys = Keys(engine)
+    inference = InferenceGateway(settings, bus, requests, replies)
+    gateway = Gateway(settings, bus, store, keys, view, submissions, inference)
+    metrics = Metrics(gateway)
+
+    def start() -> None:
+        migrate(engine, "services.gateway.migrations")
+        keys.ensure_first(settings)
+        submissions.start()
+        view.start()
+
+    def stop() -> None:
+        view.stop()
+        submissions.stop()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(start)
+        await inference.start()
+        yield
+        await inference.stop()
+        await to_thread.run_sync(stop)
+
+    app = FastAPI(title="LLM OS", version="0.1.0", lifespan=lifespan, description=routes.DESCRIPTION)
+    app.state.gateway = gateway
+    app.state.metrics = metrics
+    errors.install(app)
+    routes.mount(app)
+    app.include_router(inference.router)
+    # The last one added is the outermost.
+    app.add_middleware(BoundedBody, limit_bytes=settings.max_body_bytes)
+    app.add_middleware(RequireKey, keys=keys)
+    app.add_middleware(Measured, metrics=metrics)
+    return app
+
+
+def build(settings: Settings) -> FastAPI:
+    """The application over what the settings name."""
+    return create_app(
+        settings,
+        shared.bus.connect(settings.bus_url, client_id=f"gateway-{settings.node}"),
+        shared.store.connect(settings),
+        shared.requests.connect(settings.effective_requests_url),
+        shared.replies.connect(settings.redis_url),
+        open_database(settings.effective_db_url("gateway")),
+    )
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    setproctitle("llmos: gateway")
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        die(error)
+    setup_telemetry(settings, "gateway")
+    uvicorn.run(
+        build(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )

@@ -1,0 +1,3 @@
+from shared.db.env import run
+
+run()

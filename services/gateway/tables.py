@@ -1,0 +1,193 @@
+"""The gateway's SQL tables, shared by all gateways. `migrations/` builds the same ones."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC. SQLite forgets zones, so that they are put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key_sha256", String(64), nullable=False, unique=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    # {"max_queued_jobs": …, "max_storage_bytes": …}: what differs from the settings.
+    Column("limits", JSON, nullable=False),
+)
+
+# Every command that was answered with a 2xx, from its acceptance until it is known to have had its effect.
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("command_id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("operation", Text, nullable=False),
+    Column("body_hash", String(64), nullable=False),
+    # What it is about: the key on the bus. Commands of one subject go out in order.
+    Column("subject", String(255), nullable=False),
+    # What the client asked to make or change: a job, a file, a deployment.
+    Column("resource_id", String(255), nullable=False),
+    Column("topic", String(64), nullable=False),
+    Column("command", LargeBinary, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("next_at", Moment, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("published_at", Moment),
+    Column("done_at", Moment),
+    # Why it was rejected, if it was.
+    Column("rejected", Text),
+    UniqueConstraint("tenant", "idempotency_key", name="uq_submissions_key"),
+    Index("ix_submissions_due", "done_at", "next_at"),
+    Index("ix_submissions_unpublished", "published_at"),
+    Index("ix_submissions_subject", "subject", "created_at"),
+    Index("ix_submissions_body", "tenant", "body_hash", "created_at"),
+)
+
+# One row a job. Version 0 is a submission that the scheduler has not shown on `jobs.state` yet.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("dispatched_at", Moment),
+    Column("state", JSON, nullable=False),
+    Index("ix_jobs_list", "tenant", "created_at", "job_id"),
+    Index("ix_jobs_status", "status", "tenant"),
+)
+
+job_labels = Table(
+    "job_labels",
+    metadata,
+    Column("job_id", String(64), nullable=False),
+    Column("label", String(255), nullable=False),
+    Column("value", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "label"),
+)
+
+# Events, log lines and progress, as they lie on the bus: a record that comes twice has the same position.
+job_records = Table(
+    "job_records",
+    metadata,
+    Column("topic", String(64), nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("pos", BigInteger, nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("attempt", Integer),
+    Column("rank", Integer),
+    Column("run_id", String(64)),
+    Column("at", Moment, nullable=False),
+    Column("body", JSON, nullable=False),
+    PrimaryKeyConstraint("topic", "part", "pos"),
+    Index("ix_job_records_job", "job_id", "topic", "type", "part", "pos"),
+    Index("ix_job_records_at", "at"),
+)
+
+artifact_versions = Table(
+    "artifact_versions",
+    metadata,
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("job_id", String(64)),
+    Column("state", JSON, nullable=False),
+    PrimaryKeyConstraint("tenant", "name", "version"),
+    Index("ix_artifact_versions_kind", "tenant", "kind", "created_at"),
+)
+
+# Which version was made from which ref: lineage, in both directions.
+artifact_parents = Table(
+    "artifact_parents",
+    metadata,
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("parent", String(255), nullable=False),
+    PrimaryKeyConstraint("tenant", "name", "version", "parent"),
+    Index("ix_artifact_parents_parent", "tenant", "parent"),
+)
+
+artifact_aliases = Table(
+    "artifact_aliases",
+    metadata,
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("aliases", JSON, nullable=False),
+    PrimaryKeyConstraint("tenant", "name"),
+)
+
+# Uploads. `uploaded`: the registry has not answered yet; `processed`: it is a version; `error`: it was rejected.
+files = Table(
+    "files",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("status_details", Text),
+    Column("deleted", Boolean, nullable=False),
+    Index("ix_files_list", "tenant", "created_at", "file_id"),
+)
+
+# Version 0: asked for, and not on `deployments.desired` yet. `wanted` is the spec that was asked for last.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("wanted", JSON),
+    Column("state", JSON),
+    Column("deleting", Boolean, nullable=False),
+    PrimaryKeyConstraint("tenant", "name"),
+)
