@@ -17,6 +17,8 @@ class StoreError(Exception):
 
     StoreError
     ├── ObjectNotFound    no object has that key
+    ├── InvalidKey        the key is empty, absolute, climbs out or holds what no file system takes
+    ├── CorruptArtifact   a file is not what its manifest says; it was deleted and is not served
     ├── StoreFull         no room is left
     └── StoreUnavailable  the server does not answer, or refuses the credentials; try again
     """
@@ -24,6 +26,14 @@ class StoreError(Exception):
 
 class ObjectNotFound(StoreError):
     """No object has that key."""
+
+
+class InvalidKey(StoreError):
+    """No object can have that key."""
+
+
+class CorruptArtifact(StoreError):
+    """The bytes of a file are not those that its manifest names."""
 
 
 class StoreFull(StoreError):
