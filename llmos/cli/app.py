@@ -1,0 +1,37 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmos.cli import chat, demo, deployments, files, jobs, models, system
+from llmos.cli.session import Session, default_home
+
+app = typer.Typer(
+    help="LLM OS: train, register, deploy and serve language models on your own machines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="The gateway; by default the one of this machine.")] = None,
+    key: Annotated[str | None, typer.Option(help="API key; by default the one in HOME/key.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of the embedded system (default: ~/.llmos).")] = None,
+) -> None:
+    context.obj = Session(url, key, (home or default_home()).expanduser().absolute())
+
+
+system.register(app)
+demo.register(app)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.add_typer(files.app, name="files")
+deployments.register(app)
+chat.register(app)

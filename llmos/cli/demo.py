@@ -1,0 +1,52 @@
+"""`llmos demo`."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from llmos.cli.output import console
+from llmos.cli.session import session_of
+from llmos.cli.system import down, start_detached
+from llmos.embedded.running import running
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+
+
+def demo(
+    context: typer.Context,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the system running afterwards.")] = False,
+) -> None:
+    """Pretrain, fine-tune, register, deploy and chat: the whole system in about ten minutes, no GPU needed."""
+    from llmos.demo.play import play, what_next  # the demo's imports would slow every other command
+
+    session = session_of(context)
+    started = session.url is None and running(session.layout) is None
+    if started:
+        with console.status("starting LLM OS"):
+            start_detached(session, "127.0.0.1", _free_port())
+    try:
+        with session.client() as client:
+            console.print(f"LLM OS at {client.connection.url}", highlight=False)
+            play(client, console, str(session.home) if session.url is None else client.connection.url)
+    finally:
+        if started and not keep:
+            down(context)
+    what_next(console, kept=keep or not started)
+
+
+def _free_port(wished: int = 8000) -> int:
+    """The wished port if it is free, else any."""
+    for port in (wished, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")

@@ -1,0 +1,117 @@
+"""`llmos deploy`, `scale`, `undeploy`: serving."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from llmos.calls import Json
+from llmos.cli.output import AsJson, console, say_error, show, table
+from llmos.cli.session import session_of
+from llmos.client import LLMOS
+
+
+def register(app: typer.Typer) -> None:
+    for command in (deploy, scale, undeploy):
+        app.command()(command)
+
+
+def deploy(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS of a registered model.")],
+    name: Annotated[str | None, typer.Option(help="The deployment's name (default: the model's).")] = None,
+    replicas: Annotated[int, typer.Option(min=0, help="How many.")] = 1,
+    adapter: Annotated[list[str] | None, typer.Option(help="An adapter to load; repeatable.")] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", "-e", metavar="NAME=VALUE", help="For vLLM: `-e max_model_len=2048`."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it answers.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model: afterwards the OpenAI API answers for it. Again with the same name changes it."""
+    arguments = dict(_pair(text) for text in engine_arg or [])
+    with session_of(context).client() as client:
+        made = client.deploy(model, name=name, replicas=replicas, adapters=adapter, engine_args=arguments or None)
+        if wait:
+            made = wait_ready(client, made["name"], quiet=as_json)
+    show(made, as_json, lambda: describe(made))
+    if wait and made["status"] == "failed":
+        raise typer.Exit(1)
+
+
+def scale(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The deployment.")],
+    replicas: Annotated[int, typer.Argument(min=0, help="How many replicas it shall have.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change the number of replicas."""
+    with session_of(context).client() as client:
+        changed = client.scale(name, replicas)
+    show(changed, as_json, lambda: describe(changed))
+
+
+def undeploy(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The deployment.")],
+    as_json: AsJson = False,
+) -> None:
+    """Stop serving. Running answers are finished; the model stays registered."""
+    with session_of(context).client() as client:
+        result = client.undeploy(name)
+    show(result, as_json, lambda: console.print(f"{name} is being taken down"))
+
+
+def wait_ready(client: LLMOS, name: str, quiet: bool = False) -> Json:
+    """The deployment once all its replicas are ready, or it has failed."""
+    with console.status(name) if not quiet else _Silent() as line:
+        while True:
+            state = client.get_deployment(name)
+            if state["status"] in ("ready", "failed", "stopped"):
+                return state
+            line.update(f"{name}: {_stage(state)}")
+            time.sleep(0.2)
+
+
+class _Silent:
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, _: str) -> None: ...
+
+
+def _stage(state: Json) -> str:
+    stages = []
+    for replica in state.get("replicas") or []:
+        percent = f" {replica['percent']:.0f}%" if replica.get("percent") is not None else ""
+        stages.append(f"{replica['state']}{percent}")
+    return ", ".join(stages) or state.get("problem") or state["status"]
+
+
+def describe(state: Json) -> None:
+    """A deployment for people."""
+    console.print(f"[bold]{state['name']}[/bold] serves {state['model']}: {state['status']}", highlight=False)
+    if state.get("problem"):
+        say_error(state["problem"])
+    rows = [
+        (item["replica_id"], item["node"], item["state"], ", ".join(item.get("adapters") or []), item.get("reason", ""))
+        for item in state.get("replicas") or []
+    ]
+    if rows:
+        table(("REPLICA", "NODE", "STATE", "ADAPTERS", ""), rows, "")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--engine-arg")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value

@@ -1,0 +1,225 @@
+"""`llmos jobs`: submit, list, look, watch, stop, try again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from llmos.calls import Json
+from llmos.cli.output import AsJson, ago, coloured, console, print_json, say_error, show, table
+from llmos.cli.session import session_of
+from llmos.cli.watching import watch_job
+
+app = typer.Typer(help="Jobs: training, imports, probes.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Pairs = Annotated[
+    list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter; repeatable.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="NAME=REF", help="An input: a file id, NAME@VERSION, or a local file."),
+]
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    type: Annotated[str, typer.Argument(help="probe, pretrain, sft or import.")],  # noqa: A002 - the API's word
+    param: Pairs = None,
+    input: Inputs = None,  # noqa: A002 - the option's name
+    output: Annotated[str | None, typer.Option(help="Name of the artifact to publish.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher starts first, -100 to 100.")] = None,
+    params_file: Annotated[Path | None, typer.Option(help="Parameters as a JSON object in a file.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job. Values are JSON where they parse as JSON, else text: `-p epochs=3 -p base_model=my/model`."""
+    params = {**_from_file(params_file), **_pairs(param)}
+    with session_of(context).client() as client:
+        inputs = {key: _uploaded(client.openai, value) for key, value in _texts(input).items()}
+        job = client.submit_job(
+            type, name=name, inputs=inputs or None, params=params or None, output=output, priority=priority
+        )
+        if not watch:
+            show(job, as_json, lambda: console.print(f"{job['id']} {coloured(job['status'])}", highlight=False))
+            return
+        _end(watch_job(client, job["id"], quiet=as_json), as_json)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="Only those of this status.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only those of this type.")] = None,  # noqa: A002 - the API's word
+    after: Annotated[str | None, typer.Option(help="Those after this id: the next page.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """The jobs, newest first."""
+    with session_of(context).client() as client:
+        page = client.list_jobs(status=status, type=type, after=after, limit=limit)
+
+    def person() -> None:
+        rows = [
+            (job["id"], job["type"], job["name"], coloured(job["status"]), _percent(job), ago(job["created_at"]))
+            for job in page["data"]
+        ]
+        table(
+            ("JOB", "TYPE", "NAME", "STATUS", "DONE", "CREATED"), rows, "no jobs: `llmos jobs submit probe` makes one"
+        )
+        if page.get("has_more"):
+            console.print(f"[dim]more: --after {page['data'][-1]['id']}[/dim]")
+
+    show(page, as_json, person)
+
+
+@app.command()
+def get(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """One job: status, attempts, outputs, and why it failed."""
+    with session_of(context).client() as client:
+        job = client.get_job(job_id)
+    show(job, as_json, lambda: describe(job))
+
+
+@app.command()
+def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Follow a job to its end. Exit code 1 when it does not succeed."""
+    with session_of(context).client() as client:
+        _end(watch_job(client, job_id, quiet=as_json), as_json)
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the job printed."""
+    with session_of(context).client() as client:
+        if follow:
+            for entry in client.follow_logs(job_id):
+                print_json(entry) if as_json else print(_line(entry))
+            return
+        after: str | None = None
+        while True:
+            page = client.job_logs(job_id, after=after, limit=100)
+            for entry in page["data"]:
+                print_json(entry) if as_json else print(_line(entry))
+            if not page["has_more"]:
+                return
+            after = page["data"][-1]["id"]
+
+
+@app.command()
+def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Stop a job for good."""
+    _act(context, "cancel_job", job_id, as_json)
+
+
+@app.command()
+def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Stop a job at a checkpoint, to go on later."""
+    _act(context, "pause_job", job_id, as_json)
+
+
+@app.command()
+def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a paused job go on from its checkpoint."""
+    _act(context, "resume_job", job_id, as_json)
+
+
+@app.command()
+def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """The same again as a new job."""
+    _act(context, "retry_job", job_id, as_json)
+
+
+def describe(job: Json) -> None:
+    """All that a person wants of a job."""
+    console.print(f"[bold]{job['id']}[/bold]  {job['type']}  {coloured(job['status'])}  {job.get('reason') or ''}")
+    if job.get("queue_position"):
+        console.print(f"place in the queue: {job['queue_position']}")
+    if percent := _percent(job):
+        console.print(f"done: {percent}")
+    if metrics := job.get("metrics"):
+        console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), highlight=False)
+    for output in job.get("outputs") or []:
+        console.print(f"published [bold]{output['name']}@{output['version']}[/bold] ({output['kind']})")
+    if failure := job.get("failure"):
+        say_error(failure["message"])
+        if failure.get("hint"):
+            console.print(f"[yellow]try:[/yellow] {failure['hint']}", highlight=False)
+        for line in failure.get("log_tail") or []:
+            console.print(f"[dim]{line}[/dim]", highlight=False, markup=False)
+    for attempt in job.get("attempts") or []:
+        places = ", ".join(place["node"] for place in attempt["places"])
+        console.print(f"[dim]attempt {attempt['attempt']} on {places}: {attempt.get('outcome') or 'under way'}[/dim]")
+
+
+def _act(context: typer.Context, action: str, job_id: str, as_json: bool) -> None:
+    with session_of(context).client() as client:
+        job = getattr(client, action)(job_id)
+    show(job, as_json, lambda: console.print(f"{job['id']} {coloured(job['status'])}", highlight=False))
+
+
+def _end(job: Json, as_json: bool) -> None:
+    show(job, as_json, lambda: describe(job))
+    if job["status"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _line(entry: Json) -> str:
+    return str(entry.get("line", entry.get("message", "")))
+
+
+def _percent(job: Json) -> str:
+    progress = job.get("progress") or {}
+    return f"{progress['percent']:.0f}%" if progress.get("percent") is not None else ""
+
+
+def _texts(pairs: list[str] | None) -> dict[str, str]:
+    texts = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE")
+        texts[name] = value
+    return texts
+
+
+def _pairs(pairs: list[str] | None) -> dict[str, Any]:
+    return {name: _value(text) for name, text in _texts(pairs).items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        value = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"{file} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{file} does not hold a JSON object")
+    return value
+
+
+def _uploaded(openai_client: Any, value: str) -> str:
+    """A local file is uploaded first; anything else is a ref already."""
+    path = Path(value)
+    if not path.is_file():
+        return value
+    with path.open("rb") as stream, openai_client() as client:
+        return str(client.files.create(file=(path.name, stream), purpose="fine-tune").id)

@@ -1,0 +1,144 @@
+"""`llmos models`: what the registry keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+from llmos.cli.jobs import _end
+from llmos.cli.output import AsJson, ago, coloured, console, show, size, table
+from llmos.cli.session import session_of
+from llmos.cli.watching import watch_job
+
+app = typer.Typer(help="Models, adapters and everything else in the registry.", no_args_is_help=True)
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@VERSION or NAME@ALIAS.")]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="model, adapter, dataset, file, checkpoint or report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The artifacts; by default models and adapters."""
+    with session_of(context).client() as client:
+        page = client.list_artifacts(kind=kind, limit=100)
+    if kind is None:
+        page["data"] = [item for item in page["data"] if item["kind"] in ("model", "adapter")]
+
+    def person() -> None:
+        rows = [
+            (
+                item["name"],
+                item["kind"],
+                item["version"],
+                size(item["size_bytes"]),
+                _aliases(item),
+                ago(item["created_at"]),
+            )
+            for item in page["data"]
+        ]
+        table(("NAME", "KIND", "LATEST", "SIZE", "ALIASES", "CREATED"), rows, "none yet: `llmos models import PATH`")
+
+    show(page, as_json, person)
+
+
+@app.command()
+def get(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
+    """One artifact: its files, what is known of it, and where it came from."""
+    with session_of(context).client() as client:
+        item = client.get_artifact(ref)
+
+    def person() -> None:
+        console.print(f"[bold]{item['name']}@{item['version']}[/bold]  {item['kind']}  {size(item['size_bytes'])}")
+        if item.get("parents"):
+            console.print(f"made from {', '.join(item['parents'])}", highlight=False)
+        for name, value in (item.get("metadata") or {}).items():
+            console.print(f"  {name}: {value}", highlight=False, markup=False)
+        rows = [(file["path"], size(file["size_bytes"]), file["sha256"][:12]) for file in item["files"]]
+        table(("FILE", "SIZE", "SHA256"), rows, "no files")
+
+    show(item, as_json, person)
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    ref: Ref,
+    to: Annotated[Path | None, typer.Option("--output", "-o", help="The .tar to write (default: REF.tar).")] = None,
+) -> None:
+    """A version as one .tar."""
+    file = to or Path(f"{ref.replace('@', '-')}.tar")
+    with session_of(context).client() as client:
+        total = client.get_artifact(ref)["size_bytes"]
+        with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
+            task = bar.add_task(ref, total=total)
+            client.download(ref, file, lambda count: bar.advance(task, count))
+    console.print(f"{file} ({size(file.stat().st_size)})", highlight=False)
+
+
+@app.command()
+def alias(
+    context: typer.Context,
+    ref: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version that it shall mean.")],
+    alias: Annotated[str, typer.Argument(help="For example production.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let an alias point at a version: `llmos models alias my-model@3 production`."""
+    name, _, version = ref.partition("@")
+    if not remove and not version.isdigit():
+        raise typer.BadParameter(f"{ref!r} names no version: write {name}@3, say", param_hint="NAME@VERSION")
+    with session_of(context).client() as client:
+        item = client.delete_alias(name, alias) if remove else client.set_alias(name, alias, int(version))
+    show(item, as_json, lambda: console.print(f"{name}@{alias} is {'gone' if remove else 'version ' + version}"))
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    ref: Ref,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete one version (NAME@VERSION) or all of them (NAME)."""
+    if not yes:
+        typer.confirm(f"Delete {ref}{'' if '@' in ref else ' and all its versions'}?", abort=True)
+    with session_of(context).client() as client:
+        result = client.delete_artifact(ref)
+    show(result, as_json, lambda: console.print(f"{ref} is gone"))
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="PATH|HUB_ID|FILE.gguf", help="What to bring in.")],
+    name: Annotated[str | None, typer.Option(help="Its name in the registry (default: from the source).")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model folder, a hub model or a GGUF file in as safetensors."""
+    path = Path(source).expanduser()
+    output = name or default_name(source)
+    params = {"source": str(path.absolute()) if path.exists() else source, "revision": revision, "dtype": dtype}
+    given = {key: value for key, value in params.items() if value is not None}
+    with session_of(context).client() as client:
+        job = client.submit_job("import", params=given, output=output)
+        _end(watch_job(client, job["id"], quiet=as_json, title=f"import {output}"), as_json)
+
+
+def default_name(source: str) -> str:
+    """`Org/Model-7B` → `model-7b`; `/models/x.Q4_1.gguf` → `x.q4_1`."""
+    last = source.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf")
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in last).strip("._-") or "model"
+
+
+def _aliases(item: dict[str, object]) -> str:
+    aliases = item.get("aliases") or {}
+    assert isinstance(aliases, dict)
+    return ", ".join(f"{name}→{version}" for name, version in aliases.items() if name != "latest") or coloured("")

@@ -1,0 +1,136 @@
+"""The Python client for what the `openai` package does not cover, and the way to an `openai` client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+import httpx
+
+from llmos import calls
+from llmos.calls import Call, Json
+from llmos.connection import TIMEOUT, Connection, result_of
+from llmos.errors import LLMOSError, error_of
+from llmos.sse import server_events
+
+if TYPE_CHECKING:
+    import openai
+
+P = ParamSpec("P")
+
+
+def _sync(build: Callable[P, Call]) -> Callable[Concatenate[LLMOS, P], Json]:
+    def method(self: LLMOS, /, *args: P.args, **kwargs: P.kwargs) -> Json:
+        return self.send(build(*args, **kwargs))
+
+    method.__doc__ = build.__doc__
+    return method
+
+
+class LLMOS:
+    """The client. `LLMOS()` finds the running system on this machine by itself."""
+
+    submit_job = _sync(calls.submit_job)
+    get_job = _sync(calls.get_job)
+    list_jobs = _sync(calls.list_jobs)
+    cancel_job = _sync(calls.cancel_job)
+    pause_job = _sync(calls.pause_job)
+    resume_job = _sync(calls.resume_job)
+    retry_job = _sync(calls.retry_job)
+    job_events = _sync(calls.job_events)
+    job_logs = _sync(calls.job_logs)
+    list_artifacts = _sync(calls.list_artifacts)
+    get_artifact = _sync(calls.get_artifact)
+    artifact_versions = _sync(calls.artifact_versions)
+    artifact_lineage = _sync(calls.artifact_lineage)
+    set_alias = _sync(calls.set_alias)
+    delete_alias = _sync(calls.delete_alias)
+    delete_artifact = _sync(calls.delete_artifact)
+    deploy = _sync(calls.deploy)
+    list_deployments = _sync(calls.list_deployments)
+    get_deployment = _sync(calls.get_deployment)
+    scale = _sync(calls.scale)
+    undeploy = _sync(calls.undeploy)
+    list_nodes = _sync(calls.list_nodes)
+
+    def __init__(self, url: str | None = None, key: str | None = None, home: Path | None = None) -> None:
+        self.connection = Connection.find(url, key, home)
+        self._http = httpx.Client(
+            base_url=self.connection.url, headers=self.connection.headers, timeout=TIMEOUT, trust_env=False
+        )
+
+    def __enter__(self) -> LLMOS:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def openai(self) -> openai.OpenAI:
+        """An `openai` client of the same gateway: files, fine-tuning, models, chat."""
+        import openai  # a second of start-up that most commands do not need
+
+        return openai.OpenAI(base_url=f"{self.connection.url}/v1", api_key=self.connection.key)
+
+    def send(self, call: Call) -> Json:
+        """One call. Raises LLMOSError."""
+        try:
+            answer = self._http.request(
+                call.method, call.path, params=dict(call.query), json=call.body, headers=dict(call.headers)
+            )
+        except httpx.TransportError as error:
+            raise self.connection.unreachable from error
+        return result_of(answer)
+
+    def follow_job(self, job_id: str) -> Iterator[Json]:
+        """The job's events as they come, to the last; a broken connection goes on where it was."""
+        yield from self._lines(f"/v1/jobs/{job_id}/events")
+
+    def follow_logs(self, job_id: str) -> Iterator[Json]:
+        """The job's log lines as they come, to the last."""
+        yield from self._lines(f"/v1/jobs/{job_id}/logs")
+
+    def wait_job(self, job_id: str) -> Json:
+        """The job once it has ended, whichever way."""
+        for _ in self.follow_job(job_id):
+            continue
+        return self.get_job(job_id)
+
+    def download(self, ref: str, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+        """A version as one .tar. Whole or not at all."""
+        part = file.with_name(file.name + ".part")
+        try:
+            with self._http.stream("GET", f"/v1/artifacts/{ref}/download") as answer, part.open("wb") as out:
+                if answer.is_error:
+                    answer.read()
+                    raise error_of(answer)
+                for chunk in answer.iter_bytes():
+                    out.write(chunk)
+                    on_bytes(len(chunk))
+        except httpx.TransportError as error:
+            raise LLMOSError(f"the download of {ref} was cut off: {error}; ask again") from error
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        part.replace(file)
+
+    def _lines(self, path: str) -> Iterator[Json]:
+        cursor = ""
+        while True:
+            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+            try:
+                with self._http.stream("GET", path, headers=headers, timeout=httpx.Timeout(60, connect=5)) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise error_of(answer)
+                    for event in server_events(answer.iter_lines()):
+                        cursor = event.id or cursor
+                        yield event.data
+                    return
+            except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
+                continue  # the gateway went away in the middle: go on from the cursor, or fail at connecting
+            except httpx.ConnectError as error:
+                raise self.connection.unreachable from error

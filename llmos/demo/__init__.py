@@ -1,0 +1,1 @@
+"""`llmos demo`: the whole life of a language model in three acts."""

@@ -1,0 +1,76 @@
+"""What the acts share: the client, the terminal, and the figures for the last table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.rule import Rule
+
+from llmos.calls import Json
+from llmos.cli.deployments import wait_ready
+from llmos.cli.watching import watch_job
+from llmos.client import LLMOS
+from llmos.errors import LLMOSError
+
+if TYPE_CHECKING:
+    import openai
+
+
+@dataclass
+class Stage:
+    """Where the acts play."""
+
+    client: LLMOS
+    openai: openai.OpenAI
+    console: Console
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    """What the last table shows, in order."""
+
+    def act(self, title: str) -> None:
+        self.console.print()
+        self.console.print(Rule(f"[bold]{title}[/bold]", align="left"))
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, highlight=False)
+
+    def note(self, name: str, value: str) -> None:
+        self.facts.append((name, value))
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.say(f"[dim]{what}: {time.monotonic() - begun:.0f} s[/dim]")
+
+    def upload(self, name: str, data: bytes) -> str:
+        """The id of a new file with these bytes."""
+        return self.openai.files.create(file=(name, data), purpose="fine-tune").id
+
+    def finish(self, job_id: str, title: str) -> Json:
+        """Watch a job to its end. Raises LLMOSError when it does not succeed."""
+        with self.timed(title):
+            job = watch_job(self.client, job_id, title=title)
+        if job["status"] != "succeeded":
+            failure = job.get("failure") or {}
+            raise LLMOSError(f"{title}: {job['status']}: {failure.get('message', job.get('reason', ''))}")
+        return job
+
+    def serve(self, ref: str, name: str, **options: object) -> None:
+        """Deploy and wait until it answers. Raises LLMOSError when it fails."""
+        with self.timed(f"{name} is ready"):
+            self.client.deploy(ref, name=name, **options)  # type: ignore[arg-type]
+            state = wait_ready(self.client, name)
+        if state["status"] != "ready":
+            reasons = [item["reason"] for item in state["replicas"] if item.get("reason")]
+            raise LLMOSError(f"{name} cannot be served: {'; '.join(reasons) or state.get('problem')}")
+
+
+def ref_of(job: Json) -> str:
+    """`name@version` of the first thing that a job published."""
+    output = job["outputs"][0]
+    return f"{output['name']}@{output['version']}"
