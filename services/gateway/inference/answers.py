@@ -1,0 +1,113 @@
+"""The answer's way out: the frames of a reply become an HTTP response, as they come or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+from starlette.types import Send
+
+from services.gateway.inference.dispatch import failure_of
+from services.gateway.inference.errors import InferenceError, ReplicaFailed
+from services.gateway.inference.pending import Reply
+from shared.contracts.inference import Frame, FrameKind
+
+log = structlog.get_logger(__name__)
+WHOLE_LIMIT_BYTES = 2**20
+"""An answer that is no stream goes out whole, so that its failure has a status; a larger one goes out as it comes."""
+HOP_BY_HOP = frozenset({b"connection", b"date", b"keep-alive", b"server", b"transfer-encoding", b"x-request-id"})
+
+
+def read_start(frame: Frame) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Status and headers of an answer, without those that belong to one connection."""
+    if frame.kind is not FrameKind.start:
+        raise ReplicaFailed("The replica's answer did not begin at its beginning")
+    status, headers = msgspec.msgpack.decode(frame.data)
+    pairs = [(_bytes(name).lower(), _bytes(value)) for name, value in headers]
+    return status, [(name, value) for name, value in pairs if name not in HOP_BY_HOP]
+
+
+def read_pieces(frames: Sequence[Frame]) -> tuple[bytes, bool, InferenceError | None]:
+    """What frames after the first carry: bytes, whether they are the last, and what went wrong after them."""
+    pieces = []
+    for frame in frames:
+        if frame.kind is FrameKind.body:
+            pieces.append(frame.data)
+        elif frame.kind is FrameKind.end:
+            pieces.append(frame.data)
+            return b"".join(pieces), True, None
+        else:
+            return b"".join(pieces), False, failure_of(frame)
+    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), False, None
+
+
+async def pass_on(reply: Reply, first: list[Frame], send: Send) -> int:
+    """Send the answer to the client; its status. Raises InferenceError before it began, AnswerBrokeOff after."""
+    status, headers = read_start(first[0])
+    headers.append((b"x-request-id", reply.id.encode()))
+    streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    data, ended, error = read_pieces(first[1:])
+    while not (streams or ended or error or len(data) > WHOLE_LIMIT_BYTES):
+        more, ended, error = read_pieces(await reply.take())
+        data += more
+    if error is not None and not streams:
+        raise error
+    out = _Outgoing(reply, send)
+    await out.start(status, headers)
+    try:
+        if data or ended:
+            await out.write(data, last=ended)
+        while not ended:
+            if error is not None:
+                raise error
+            data, ended, error = read_pieces(await reply.take())
+            if data or ended:
+                await out.write(data, last=ended)
+    except InferenceError as broken:
+        log.info("answer broke off", request=reply.id, reason=broken.message)
+        if streams:
+            await out.write(broken.event(), last=True)
+        raise AnswerBrokeOff(broken) from broken
+    return status
+
+
+async def read_whole(reply: Reply, first: list[Frame]) -> tuple[int, bytes]:
+    """Status and body of an answer that is no stream. Raises InferenceError."""
+    status, _ = read_start(first[0])
+    data, ended, error = read_pieces(first[1:])
+    while not ended:
+        if error is not None:
+            raise error
+        more, ended, error = read_pieces(await reply.take())
+        data += more
+    return status, data
+
+
+class AnswerBrokeOff(Exception):
+    """The answer had begun. A stream ends with the error; the connection of another answer is closed short."""
+
+    def __init__(self, error: InferenceError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _Outgoing:
+    """Writes to the client, and lets the reply know while the client does not read."""
+
+    def __init__(self, reply: Reply, send: Send) -> None:
+        self._reply = reply
+        self._send = send
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes, *, last: bool) -> None:
+        reply = self._reply
+        reply.sending = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        reply.sending = False
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value.encode("latin-1") if isinstance(value, str) else value
