@@ -20,6 +20,7 @@ log = logging.getLogger("llmos.bus")
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 3.0
+WAKE_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Pause:
 
 
 class Worker:
-    """A thread that runs `body`, which ends soon after its event is set: the Subscription of every adapter."""
+    """A thread that runs `body` until its event is set; `wake` ends what it waits for. The Subscription of adapters."""
 
-    def __init__(self, name: str, body: Callable[[threading.Event], None]) -> None:
+    def __init__(self, name: str, body: Callable[[threading.Event], None], wake: Callable[[], None]) -> None:
         self.stopping = threading.Event()
+        self._wake = wake
         self._thread = threading.Thread(target=body, args=(self.stopping,), name=name, daemon=True)
 
     def start(self) -> None:
@@ -59,8 +61,11 @@ class Worker:
     def close(self) -> None:
         """Stop after the batch at hand. Returns when no handler runs any more."""
         self.stopping.set()
-        if self._thread is not threading.current_thread() and self._thread.ident is not None:
-            self._thread.join()
+        if self._thread is threading.current_thread():
+            return  # a handler closes its own subscription: it stops when the handler returns
+        while self._thread.is_alive():
+            self._wake()  # again, since it may just have begun to wait
+            self._thread.join(WAKE_EVERY_S)
 
 
 class Deeds(Protocol):
@@ -99,25 +104,29 @@ class GroupDelivery:
         """
         left = list(batch)
         pause = Pause(self._stopping)
-        paused = False
+        failures = 0
         while left and not self._stopping.is_set():
             try:
                 left = self._advance(left)
             except Exception as error:
-                if not paused or not isinstance(error, DecodeError):
-                    log.warning(
-                        "%s pauses for group %s at %s, and will be tried again: %s",
-                        self._topic.name,
-                        self._group,
-                        left[0].position,
-                        error or type(error).__name__,
-                        exc_info=not isinstance(error, DecodeError),
-                    )
-                paused = True
+                failures += 1
+                self._say(left[0], error, failures)
                 pause.wait()
             else:
                 pause.reset()
         return not left
+
+    def _say(self, record: RawRecord, error: Exception, failures: int) -> None:
+        """The first failure with its traceback, the next ones in a line."""
+        log.warning(
+            "%s pauses at %s for group %s (failure %s), and is tried again: %s",
+            self._topic.name,
+            record.position,
+            self._group,
+            failures,
+            str(error) or type(error).__name__,
+            exc_info=error if failures == 1 and not isinstance(error, DecodeError) else None,
+        )
 
     def _advance(self, batch: list[RawRecord]) -> list[RawRecord]:
         """Deal with the front of the batch, as far as it decodes. Returns what is left. Raises what pauses."""
@@ -185,11 +194,15 @@ class Showing:
             log.error("%s: key %s at %s is skipped: %s", self._topic.name, raw.key, raw.position, error)
             return
         record = Record(self._topic, raw.key, raw.position, message)
+        self.insist(f"key {raw.key}", lambda: self._on(record))
+
+    def insist(self, what: str, deed: Callable[[], None]) -> None:
+        """Do it until it does not fail, or the follower stops."""
         pause = Pause(self._stopping)
         while not self._stopping.is_set():
             try:
-                self._on(record)
+                deed()
                 return
             except Exception:
-                log.exception("%s: key %s could not be taken, and is shown again", self._topic.name, raw.key)
+                log.exception("%s: %s could not be taken, and is shown again", self._topic.name, what)
                 pause.wait()

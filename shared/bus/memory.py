@@ -41,6 +41,10 @@ class MemoryServer:
             self.changed.notify_all()
             return position
 
+    def wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
     def read(self, topic: str, start: int, count: int, stopping: threading.Event) -> Sequence[RawRecord]:
         """Up to `count` records from `start` on; waits for the first. Empty when stopping."""
         with self.changed:
@@ -81,7 +85,7 @@ class MemoryBus:
     def __init__(self, server: MemoryServer | None = None) -> None:
         self.server = server or MemoryServer()
         self.away = False
-        self._workers: list[_MemoryWorker] = []
+        self._workers: list[Worker] = []
         self._closed = False
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
@@ -120,7 +124,7 @@ class MemoryBus:
             for record in records:
                 showing.show(record)
             if caught_up and not stopping.is_set():
-                caught_up()
+                showing.insist("caught_up", caught_up)
             while batch := self.server.read(topic.name, position, 256, stopping):
                 for record in batch:
                     showing.show(record)
@@ -145,25 +149,11 @@ class MemoryBus:
         for worker in self._workers:
             worker.close()
 
-    def _start(self, name: str, body: Callable[[threading.Event], None]) -> _MemoryWorker:
-        worker = _MemoryWorker(name, body, self.server)
+    def _start(self, name: str, body: Callable[[threading.Event], None]) -> Worker:
+        worker = Worker(name, body, wake=self.server.wake)
         self._workers.append(worker)
         worker.start()
         return worker
-
-
-class _MemoryWorker(Worker):
-    """A worker that may be waiting on the server's condition."""
-
-    def __init__(self, name: str, body: Callable[[threading.Event], None], server: MemoryServer) -> None:
-        super().__init__(name, body)
-        self._server = server
-
-    def close(self) -> None:
-        self.stopping.set()
-        with self._server.changed:
-            self._server.changed.notify_all()
-        super().close()
 
 
 _servers: dict[str, MemoryServer] = defaultdict(MemoryServer)
