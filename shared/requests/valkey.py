@@ -1,0 +1,107 @@
+"""Requests on Valkey: each replica's inbox is a stream that it reads from where the stream ended when it came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import redis
+import redis.asyncio
+
+from shared import valkey
+from shared.contracts.inference import Cancel, Request, decode_item, encode_item
+from shared.requests.port import RequestsUnavailable
+
+log = logging.getLogger("llmos.requests")
+
+KEPT_ITEMS = 10_000
+"""More than a replica ever holds; older ones are dropped."""
+KEPT_S = 60
+"""An inbox that nobody writes to is forgotten after so long."""
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+
+def stream(replica: str) -> str:
+    return f"inbox:{replica}"
+
+
+class ValkeyRequests:
+    """Requests over the server at `unix:///path` or `redis://host:port/0`. Belongs to one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._server = valkey.async_client(url)
+
+    async def send(self, to: str, item: Request | Cancel) -> None:
+        pipe = self._server.pipeline(transaction=False)
+        pipe.xadd(stream(to), {"i": encode_item(item)}, maxlen=KEPT_ITEMS, approximate=True)
+        pipe.expire(stream(to), KEPT_S)
+        try:
+            await pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            raise RequestsUnavailable(f"the server for requests did not take one: {error}") from error
+
+    @asynccontextmanager
+    async def inbox(self, me: str) -> AsyncIterator[AsyncIterator[Request | Cancel]]:
+        # A connection of its own: a read that waits must not hold up what is sent.
+        server = valkey.async_client(self._url, single_connection_client=True)
+        inbox = _Inbox(server, me)
+        try:
+            await inbox.find_end()
+            yield inbox.read()
+        finally:
+            await server.aclose()
+
+    async def close(self) -> None:
+        await self._server.aclose()
+
+
+class _Inbox:
+    """Reads on and on; the place it has reached outlives the server's losses."""
+
+    def __init__(self, server: redis.asyncio.Redis, me: str) -> None:
+        self._server = server
+        self._stream = stream(me)
+        self._after = "0-0"
+        self._outage = valkey.Outage(log, f"inbox of {me}")
+
+    async def find_end(self) -> None:
+        """What was sent before is not for this reader. Waits while the server is away."""
+        self._after = await self._insist(self._last_id)
+
+    async def read(self) -> AsyncIterator[Request | Cancel]:
+        while True:
+            for entry_id, fields in await self._insist(self._next):
+                self._after = entry_id.decode()
+                try:
+                    item = decode_item(fields[b"i"])
+                except (msgspec.MsgspecError, KeyError) as error:
+                    log.error("an item of %s does not decode and is skipped: %s", self._stream, error)
+                else:
+                    yield item
+
+    async def _insist(self, read: Any) -> Any:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                answer = await read()
+            except (redis.RedisError, OSError) as error:
+                self._outage.began(error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            else:
+                self._outage.ended()
+                return answer
+
+    async def _last_id(self) -> str:
+        newest: Any = await self._server.xrevrange(self._stream, count=1)
+        return str(newest[0][0], "ascii") if newest else "0-0"
+
+    async def _next(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        found: Any = await self._server.xread({self._stream: self._after}, count=256, block=valkey.BLOCK_MS)
+        return found[0][1] if found else []
