@@ -1,0 +1,229 @@
+"""One training, whatever the recipe: arguments, batches that fit, resume, stop, and the figures at the end."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from services.trainer.recipes.api import RecipeContext, RecipeError, Stopped
+from services.trainer.recipes.batch_size import BatchSize, ModelSize, choose_batch_size
+from services.trainer.recipes.callbacks import CHECKPOINTS, EvaluationCut, Watch, restore
+from services.trainer.recipes.environment import cpu_count, machine
+from services.trainer.recipes.ledger import Ledger, whole_checkpoints
+from services.trainer.recipes.precision import ChosenPrecision
+from shared.contracts.jobs import FailureReason
+from shared.contracts.recipes import TrainingParams
+
+TIMES = 10
+"""Validations, and checkpoints, of a run that does not say how often."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What there is to train on: rows, the tokens of the longest, and the rows held out for validation."""
+
+    count: int
+    longest: int
+    validation: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training. `best` is the folder of the best weights where early stopping kept them."""
+
+    trainer: Any
+    ledger: Ledger
+    best: Path | None
+    runs: Path
+
+
+MakeTrainer = Callable[[dict[str, Any], Ledger], Any]
+"""A fresh model in a fresh trainer (a `Measured` one), from the arguments that all recipes share."""
+
+
+class Measured:
+    """A mixin for trainers: counts the real tokens that the collator found, and ends a validation that must stop."""
+
+    ledger: Ledger
+    control: Any
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        tokens = inputs.pop("real_tokens")
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self.ledger.tokens += tokens
+        return loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("real_tokens", None)
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        except EvaluationCut:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        return metrics
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
+
+
+def train(
+    context: RecipeContext,
+    params: TrainingParams,
+    precision: ChosenPrecision,
+    rows: Rows,
+    size: ModelSize,
+    make_trainer: MakeTrainer,
+) -> Trained:
+    """Train to the end, in smaller batches where memory runs out. Raises Stopped or RecipeError."""
+    torch.set_num_threads(cpu_count())
+    restore(context)
+    resume = context.resume_from
+    batch: BatchSize | None = _first_batch(params, precision, rows, size, Ledger.load(resume))
+    context.report.log(f"computing in {precision.reason}")
+    while batch is not None:
+        context.report.log(f"batch size {batch.reason}")
+        try:
+            return _run(context, params, precision, rows, batch, resume, make_trainer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        batch = batch.smaller()
+        _free_memory()
+        resume = next(reversed(whole_checkpoints(context.workdir / CHECKPOINTS)), context.resume_from)
+    raise RecipeError(
+        FailureReason.out_of_memory,
+        f"Memory ran out with a single row of {rows.longest} tokens",
+        "Use shorter rows (max_length, context_length), LoRA instead of full fine-tuning, a smaller model, or a "
+        "machine with more memory.",
+    )
+
+
+def _run(
+    context: RecipeContext,
+    params: TrainingParams,
+    precision: ChosenPrecision,
+    rows: Rows,
+    batch: BatchSize,
+    resume: Path | None,
+    make_trainer: MakeTrainer,
+) -> Trained:
+    ledger = Ledger.load(resume)
+    ledger.take_batch(batch)
+    trainer = make_trainer(_arguments(context, params, precision, rows, batch), ledger)
+    watch = Watch(context, ledger, params.save_total_limit, params.early_stopping_patience, trainer.save_model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(watch)
+    try:
+        if rows.validation and ledger.eval_loss_first is None:
+            trainer.evaluate()
+        _stop_if(watch.stopped or context.stopping())
+        if ledger.finished and resume is not None:
+            trainer.take_weights(resume)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        _stop_if(watch.stopped)
+        if rows.validation and not ledger.validated(trainer.state.global_step):
+            trainer.evaluate()
+        _stop_if(watch.stopped)
+    finally:
+        watch.close()
+    return Trained(trainer, ledger, watch.best if watch.best.is_dir() else None, watch.runs)
+
+
+def _stop_if(stopped: bool) -> None:
+    if stopped:
+        raise Stopped
+
+
+def _first_batch(
+    params: TrainingParams, precision: ChosenPrecision, rows: Rows, size: ModelSize, ledger: Ledger
+) -> BatchSize:
+    """The batch of the earlier attempt, so that the data goes on where it stopped; else a chosen one."""
+    if ledger.batch_size:
+        return ledger.batch
+    return choose_batch_size(
+        params.batch_size,
+        params.gradient_accumulation,
+        rows.count,
+        rows.longest,
+        params.epochs if params.max_steps is None else math.inf,
+        precision.dtype,
+        size,
+        machine(),
+    )
+
+
+def total_steps(params: TrainingParams, rows: int, batch: BatchSize) -> int:
+    """Optimizer steps of the whole run, as transformers counts them."""
+    if params.max_steps is not None:
+        return params.max_steps
+    per_epoch = math.ceil(math.ceil(rows / batch.batch_size) / batch.accumulation)
+    return math.ceil(params.epochs * per_epoch)
+
+
+def _arguments(
+    context: RecipeContext, params: TrainingParams, precision: ChosenPrecision, rows: Rows, batch: BatchSize
+) -> dict[str, Any]:
+    """What every recipe's TrainingArguments have in common."""
+    cuda = torch.cuda.is_available()
+    total = total_steps(params, rows.count, batch)
+    return {
+        "output_dir": str(context.workdir / CHECKPOINTS),
+        "per_device_train_batch_size": batch.batch_size,
+        "per_device_eval_batch_size": batch.batch_size,
+        "gradient_accumulation_steps": batch.accumulation,
+        "gradient_checkpointing": batch.checkpointing,
+        "num_train_epochs": params.epochs,
+        "max_steps": params.max_steps or -1,
+        "learning_rate": params.learning_rate,
+        "warmup_steps": math.ceil(params.warmup_ratio * total),
+        "lr_scheduler_type": "constant_with_warmup" if params.lr_schedule == "constant" else params.lr_schedule,
+        "weight_decay": params.weight_decay,
+        "max_grad_norm": params.max_grad_norm,
+        "bf16": precision.bf16,
+        "use_cpu": not cuda,
+        "eval_strategy": "steps" if rows.validation else "no",
+        "eval_steps": params.eval_steps or math.ceil(total / TIMES),
+        "prediction_loss_only": True,
+        "save_strategy": "steps",
+        "save_steps": params.save_steps or math.ceil(total / TIMES),
+        # `Watch` deletes old checkpoints: the trainer would do so before their upload is through.
+        "save_total_limit": None,
+        "logging_steps": params.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": params.seed,
+        "data_seed": params.seed,
+        "remove_unused_columns": False,
+        # Rows are tokens already and come from a memory map: on a processor, workers would only take its cores.
+        "dataloader_num_workers": 2 if cuda else 0,
+        "dataloader_prefetch_factor": 4 if cuda else None,
+        "dataloader_pin_memory": cuda,
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on an accelerator, or where torch asked the system for more than there is."""
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
