@@ -65,6 +65,8 @@ class RecipeContext:
     """True once a pause or cancel was asked for: save a checkpoint, report it, and return early by raising Stopped."""
     allow_local_models: bool = True
     allow_hub: bool = True
+    attempt: int = 1
+    """Which attempt of the job this is, from 1."""
 
 
 class Stopped(Exception):

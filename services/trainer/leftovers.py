@@ -1,0 +1,141 @@
+"""What runs leave on this machine: a record and a workdir each, so that a restarted trainer can end and clear them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import structlog
+from pydantic import ValidationError
+
+from services.trainer.spawn import RUN_ID_VARIABLE
+from shared.contracts.message import Value
+
+log = structlog.get_logger(__name__)
+
+KILL_TIMEOUT_S = 10
+KERNEL_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class RunRecord(Value):
+    """Which process is a run's. `started_ticks` and `kernel_boot` tell it from a later process with its pid."""
+
+    run_id: str
+    job_id: str
+    attempt: int
+    rank: int
+    pid: int
+    pgid: int
+    started_ticks: int
+    kernel_boot: str
+
+
+class RunFolder:
+    """`<folder>/<run_id>.json` and `<folder>/<run_id>/`, the run's workdir."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def workdir(self, run_id: str) -> Path:
+        """An empty folder for the run."""
+        folder = self._folder / run_id
+        folder.mkdir(parents=True)
+        return folder
+
+    def record(self, run_id: str, job_id: str, attempt: int, rank: int, pid: int) -> None:
+        record = RunRecord(
+            run_id=run_id,
+            job_id=job_id,
+            attempt=attempt,
+            rank=rank,
+            pid=pid,
+            pgid=pid,
+            started_ticks=started_ticks(pid) or 0,
+            kernel_boot=_kernel_boot(),
+        )
+        path = self._folder / f"{run_id}.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(record.model_dump_json())
+        fresh.replace(path)
+
+    def clear(self, run_id: str) -> None:
+        """Delete the workdir, then the record: nothing is deleted that no record tells of."""
+        workdir = self._folder / run_id
+        try:
+            if workdir.exists():
+                shutil.rmtree(workdir)
+            (self._folder / f"{run_id}.json").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("workdir_left", run_id=run_id, folder=str(workdir), reason=str(error))
+
+    def end_leftovers(self) -> list[str]:
+        """Kill what an earlier trainer of this node left running, and delete its workdirs. Returns their run_ids."""
+        records = [record for path in sorted(self._folder.glob("*.json")) if (record := _read(path))]
+        doomed = [process for record in records for process in _processes_of(record)]
+        for process in doomed:
+            log.info("leftover_killed", pid=process.pid)
+            _kill(process)
+        _, alive = psutil.wait_procs(doomed, timeout=KILL_TIMEOUT_S)
+        for process in alive:
+            log.error("leftover_survives", pid=process.pid, reason="SIGKILL did not end it")
+        found = sorted({path.stem for path in self._folder.iterdir()})
+        for run_id in found:
+            self.clear(run_id)
+        for path in self._folder.glob("*.new"):
+            path.unlink()
+        return found
+
+
+def started_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did; None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _processes_of(record: RunRecord) -> list[psutil.Process]:
+    """The child itself, if it is still that process, and whatever carries its run_id in the environment."""
+    if record.kernel_boot != _kernel_boot():
+        return []
+    mark = (RUN_ID_VARIABLE, record.run_id)
+    return [
+        process
+        for process in psutil.process_iter()
+        if process.pid != os.getpid() and (_is_leader(process, record) or mark in _environment(process).items())
+    ]
+
+
+def _is_leader(process: psutil.Process, record: RunRecord) -> bool:
+    return process.pid == record.pid and started_ticks(process.pid) == record.started_ticks
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        environment: dict[str, str] = process.environ()
+    except (psutil.Error, OSError):
+        return {}  # gone by now, or another user's
+    return environment
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()  # psutil compares the start time once more
+    except psutil.NoSuchProcess:
+        return
+
+
+def _kernel_boot() -> str:
+    return KERNEL_BOOT.read_text().strip()
+
+
+def _read(path: Path) -> RunRecord | None:
+    try:
+        return RunRecord.model_validate_json(path.read_text())
+    except (ValidationError, OSError) as error:
+        log.warning("record_unreadable", path=str(path), reason=str(error))
+        return None

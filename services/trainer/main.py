@@ -1,0 +1,133 @@
+"""The trainer's composition root: settings in, objects built, signals handled, an orderly end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import structlog
+from setproctitle import setproctitle
+from tenacity import retry, retry_if_exception_type, wait_exponential
+
+import shared.bus
+import shared.store
+from services.trainer.agent import Agent
+from services.trainer.capacity import measure_capacity
+from services.trainer.doorbell import DoorbellWorker
+from services.trainer.heartbeat import Heartbeat
+from services.trainer.leftovers import RunFolder
+from services.trainer.outbox import Contact
+from services.trainer.run import Run, Workplace
+from shared.bus.port import Bus, BusUnavailable
+from shared.contracts.jobs import DesiredAttempt, Place
+from shared.contracts.topics import ATTEMPTS_DESIRED
+from shared.settings import Settings, SettingsError, die, load_settings
+from shared.store.cache import ArtifactCache
+from shared.store.port import ObjectStore
+from shared.telemetry import setup_telemetry
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 24 * 3600
+REPORT_TIME_S = 20.0
+"""After the grace for checkpoints: time to upload them and to report, before runs are abandoned."""
+
+
+class NodeTaken(Exception):
+    """Another trainer of that name runs on this machine."""
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+        bus = shared.bus.connect(settings.bus_url, f"trainer-{settings.node}")
+        store = shared.store.connect(settings)
+        setup_telemetry(settings, "trainer")
+        setproctitle("llmos: trainer")
+        serve(settings, bus, store)
+    except (SettingsError, NodeTaken) as error:
+        die(error)
+    except KeyboardInterrupt:
+        die("interrupted at the start")
+
+
+def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
+    """Be the node's trainer until SIGTERM or SIGINT. Call on the main thread. Raises NodeTaken."""
+    home = settings.home / "trainer"
+    with take_node(home, settings.node):
+        folder = RunFolder(home / settings.node / "runs")
+        if ended := folder.end_leftovers():
+            log.info("leftovers_cleared", runs=ended)
+        agent, heartbeat = assemble(settings, bus, store, folder)
+        wait_for_bus(bus)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.shut_down())
+        heartbeat.start()
+        following = bus.follow(ATTEMPTS_DESIRED, agent.on_desired, agent.caught_up)
+        doorbell = listen(settings, agent)
+        log.info("trainer_ready")
+        agent.run(settings.stop_grace_s + REPORT_TIME_S)
+        log.info("trainer_stopping")
+        if doorbell:
+            doorbell.stop()
+        following.close()
+        heartbeat.say_farewell()
+        bus.close()
+
+
+def assemble(settings: Settings, bus: Bus, store: ObjectStore, folder: RunFolder) -> tuple[Agent, Heartbeat]:
+    """The agent and its heartbeat, not started yet."""
+    contact = Contact()
+    capacity = measure_capacity(settings.slots)
+    cache = ArtifactCache(store, settings.home / "cache", settings.cache_bytes, settings.cache_max_age_days * DAY_S)
+    workplace = Workplace(settings, bus, store, cache, folder, capacity, contact)
+
+    def start_run(desired: DesiredAttempt, place: Place) -> Run:
+        return Run(desired, place, uuid4().hex, workplace, agent.changed)
+
+    agent = Agent(settings.node, start_run, contact, settings.orphan_timeout_s, lambda: heartbeat.soon())
+    heartbeat = Heartbeat(bus, contact, settings.node, uuid4().hex, capacity, agent.listed, settings.heartbeat_s)
+    return agent, heartbeat
+
+
+def listen(settings: Settings, agent: Agent) -> DoorbellWorker | None:
+    """The doorbell, where there is a Redis to hang it on."""
+    if settings.redis_url.startswith("memory:"):
+        return None
+    doorbell = DoorbellWorker(settings.redis_url, settings.node, agent.look)
+    doorbell.start()
+    return doorbell
+
+
+def take_node(home: Path, node: str) -> IO[str]:
+    """Hold the node's name on this machine for as long as the returned file is open. Raises NodeTaken."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / f"{node}.lock"
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise NodeTaken(
+            f"a trainer named {node!r} runs here already (process {holder}); stop it, or set LLMOS_NODE to another name"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+@retry(
+    retry=retry_if_exception_type(BusUnavailable),
+    wait=wait_exponential(multiplier=0.2, max=3),
+    before_sleep=lambda attempt: log.info("waiting_for_the_bus", reason=str(attempt.outcome.exception())),  # type: ignore[union-attr]
+)
+def wait_for_bus(bus: Bus) -> None:
+    """Returns once the bus answers. Signals have their default meaning until then: nothing runs yet."""
+    bus.ping()

@@ -1,0 +1,288 @@
+"""One run: a child process from its start to the last word about it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from services.trainer import endings, protocol
+from services.trainer.endings import Ended, StopOrder
+from services.trainer.leftovers import RunFolder
+from services.trainer.log_feed import LogFeed
+from services.trainer.oom import oom_kills
+from services.trainer.outbox import Contact, Outbox
+from services.trainer.progress import ProgressFeed, percent
+from services.trainer.spawn import Child, child_environment
+from services.trainer.supervision import Supervision
+from services.trainer.transfers import Aborted, Transfers
+from shared.bus.port import Bus
+from shared.contracts.jobs import (
+    AttemptFailed,
+    AttemptStarted,
+    AttemptStopped,
+    AttemptSucceeded,
+    CheckpointSaved,
+    DesiredAttempt,
+    LogLines,
+    Place,
+    Progress,
+    RunMessage,
+    Wish,
+)
+from shared.contracts.nodes import Capacity, RunRef
+from shared.settings import Settings
+from shared.store.cache import ArtifactCache
+from shared.store.port import ObjectStore
+
+log = structlog.get_logger(__name__)
+
+SUPERSEDED_GRACE_S = 5.0
+"""For a run whose work nobody wants: enough to clean up, too little to hold its successor back."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all runs of a node share."""
+
+    settings: Settings
+    bus: Bus
+    store: ObjectStore
+    cache: ArtifactCache
+    folder: RunFolder
+    capacity: Capacity
+    contact: Contact
+
+
+class Run:
+    """`start` must be called by a thread that outlives the run; a thread of its own supervises it from then on."""
+
+    def __init__(
+        self, desired: DesiredAttempt, place: Place, run_id: str, at: Workplace, on_change: Callable[[], None]
+    ) -> None:
+        self.ref = RunRef(job_id=desired.job_id, attempt=desired.attempt, rank=place.rank, run_id=run_id)
+        self.announced = False
+        """AttemptStarted is durable: heartbeats list the run."""
+        self.settled = False
+        """The final event is durable: the run is over for everyone."""
+        self._desired = desired
+        self._place = place
+        self._at = at
+        self._on_change = on_change
+        self._log = log.bind(job_id=desired.job_id, attempt=desired.attempt, run_id=run_id)
+        self._outbox = Outbox(at.bus, at.contact, run_id[:8])
+        self._lines = LogFeed()
+        self._progress = ProgressFeed()
+        self._transfers = Transfers(at.store, at.cache, run_id, at.settings.orphan_timeout_s, self._say)
+        self._mover = ThreadPoolExecutor(1, thread_name_prefix=f"mover-{run_id[:8]}")
+        self._guard = threading.Lock()
+        self._order: StopOrder | None = None
+        self._begun = False
+        self._supervision: Supervision | None = None
+        self._said: protocol.Done | protocol.Failed | protocol.Halted | None = None
+        self._problem: Ended | None = None
+        self._oom_kills = oom_kills()
+
+    def start(self) -> None:
+        """Start the child, tell of it, supervise it. What the machine refuses ends the run, not the caller."""
+        try:
+            child, workdir = self._spawn()
+        except OSError as error:
+            self._announce(os.getpid())
+            self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
+            return
+        self._announce(child.pid)
+        self._log.info("run_started", pid=child.pid)
+        self._supervision = Supervision(child, lambda report: self._hear(child, report), self._print, self._flush)
+        threading.Thread(target=self._live, args=(child, workdir, self._supervision), name="run").start()
+
+    def stop(self, order: StopOrder) -> None:
+        """Ask the run to end; a stronger order replaces a weaker one. Returns at once."""
+        with self._guard:
+            if not order.outranks(self._order):
+                return
+            self._order = order
+            begun = self._begun
+        self._log.info("run_stopping", wish=order.wish, why=order.why)
+        if order.worthless or not begun:
+            self._transfers.abort()
+        if self._supervision:
+            self._supervision.stop(self._grace_s(order) if begun else 0)
+
+    def abandon(self) -> None:
+        """The trainer ends: reports that are not durable by now are given up."""
+        self._outbox.abandon()
+
+    # On the agent's thread, at the start
+
+    def _spawn(self) -> tuple[Child, Path]:
+        spec, ref = self._desired.spec, self.ref
+        environment = child_environment(ref.run_id, self._place.devices, spec.resources.cpus, self._at.capacity)
+        workdir = self._at.folder.workdir(ref.run_id)
+        child = Child.start(spec.type, workdir, environment)
+        self._at.folder.record(ref.run_id, ref.job_id, ref.attempt, ref.rank, child.pid)
+        return child, workdir
+
+    def _announce(self, pid: int) -> None:
+        def announced() -> None:
+            self.announced = True
+            self._on_change()
+
+        self._outbox.put(AttemptStarted(**self._fence(), node=self._place.node, pid=pid), announced)
+
+    # On the run's own thread
+
+    def _live(self, child: Child, workdir: Path, supervision: Supervision) -> None:
+        self._mover.submit(self._equip, child, workdir)
+        try:
+            status = supervision.until_gone()
+            self._mover.shutdown(wait=True)  # checkpoints that lie whole on the disk still count
+            final = self._conclude(status)
+        except Exception as error:  # a defect must not leave the attempt without an end
+            self._log.exception("supervision_failed")
+            child.reap()
+            self._mover.shutdown(wait=True)
+            final = self._failed(endings.of_transfer(error, "Supervising the run", self._lines.tail()))
+        self._flush(everything=True)
+        self._settle(final)
+        child.close()
+        self._transfers.release()
+        self._at.folder.clear(self.ref.run_id)
+
+    def _hear(self, child: Child, report: protocol.Report) -> None:
+        match report:
+            case protocol.ProgressMade():
+                self._progress.add(report, time.monotonic())
+            case protocol.CheckpointMade():
+                self._mover.submit(self._save, child, report)
+            case protocol.Done() | protocol.Failed() | protocol.Halted():
+                self._said = report
+
+    def _conclude(self, status: int) -> RunMessage:
+        """Which last word this run deserves."""
+        order, said, tail = self._order, self._said, self._lines.tail()
+        if order and order.worthless:
+            return self._stopped(order)
+        if self._problem:
+            return self._failed(self._problem)
+        if isinstance(said, protocol.Done):
+            return self._publish(said)
+        if isinstance(said, protocol.Failed) and not (order and said.retryable):
+            return self._failed(endings.of_words(said, tail))
+        if order and order.wish:
+            return self._stopped(order)
+        if order or isinstance(said, protocol.Halted):
+            return self._failed(endings.given_back(order.why if order else endings.STOPPED_FROM_OUTSIDE, tail))
+        return self._failed(endings.of_exit(status, oom_kills() > self._oom_kills, tail))
+
+    def _publish(self, done: protocol.Done) -> RunMessage:
+        """Upload the outputs. A pause that comes meanwhile comes too late; a cancel does not."""
+        try:
+            outputs = [self._transfers.upload_output(self._desired, made) for made in done.outputs]
+        except Aborted:
+            return self._stopped(self._order or StopOrder(Wish.none))
+        except Exception as error:  # whatever the store, the disk or a recipe's bad name says
+            self._log.warning("outputs_not_uploaded", reason=str(error))
+            return self._failed(endings.of_transfer(error, "Uploading the outputs", self._lines.tail()))
+        metrics = {name: value for made in reversed(done.outputs) for name, value in made.metrics.items()}
+        return AttemptSucceeded(**self._fence(), outputs=outputs, metrics=metrics)
+
+    def _settle(self, final: RunMessage) -> None:
+        def settled() -> None:
+            self.settled = True
+            self._on_change()
+
+        self._log.info("run_ended", how=type(final).__name__)
+        self._outbox.put(final, settled)
+        self._outbox.close()
+
+    # On the mover's thread
+
+    def _equip(self, child: Child, workdir: Path) -> None:
+        """Bring the inputs while the child loads its libraries, then let it begin."""
+        settings = self._at.settings
+        try:
+            inputs, resume_from = self._transfers.pull(self._desired)
+        except Aborted:
+            return
+        except Exception as error:  # whatever the store or the disk says
+            self._give_up(error, "Pulling the inputs", child)
+            return
+        with self._guard:
+            if self._order:
+                return
+            self._begun = True
+        child.send(
+            protocol.Begin(
+                spec=self._desired.spec.model_dump(mode="json"),
+                inputs=inputs,
+                workdir=str(workdir),
+                attempt=self.ref.attempt,
+                resume_from=resume_from,
+                allow_local_models=settings.allow_local_models,
+                allow_hub=settings.allow_hub,
+            )
+        )
+
+    def _save(self, child: Child, made: protocol.CheckpointMade) -> None:
+        try:
+            if checkpoint := self._transfers.upload_checkpoint(self._desired, made):
+                self._outbox.put(CheckpointSaved(**self._fence(), checkpoint=checkpoint))
+        except Aborted:
+            return
+        except Exception as error:  # whatever the store or the disk says
+            self._give_up(error, f"Uploading the checkpoint of step {made.step}", child)
+        finally:
+            child.send(protocol.Uploaded(made.step))
+
+    def _give_up(self, error: Exception, doing: str, child: Child) -> None:
+        self._log.warning("run_given_up", doing=doing, reason=str(error))
+        self._problem = self._problem or endings.of_transfer(error, doing, self._lines.tail())
+        child.kill()
+
+    # What goes out
+
+    def _say(self, line: str) -> None:
+        self._print([line])
+
+    def _print(self, lines: list[str]) -> None:
+        self._lines.add(lines, time.monotonic())
+
+    def _flush(self, everything: bool = False) -> None:
+        now_s = time.monotonic()
+        while lines := self._lines.take(now_s, everything):
+            self._outbox.put(LogLines(**self._fence(), lines=lines))
+        if made := self._progress.take(now_s, everything):
+            self._outbox.put(
+                Progress(
+                    **self._fence(),
+                    step=made.step,
+                    total_steps=made.total_steps,
+                    tokens=made.tokens,
+                    percent=percent(made.step, made.total_steps),
+                    eta_s=made.eta_s,
+                    metrics=made.metrics,
+                )
+            )
+
+    def _failed(self, ended: Ended) -> AttemptFailed:
+        return AttemptFailed(**self._fence(), failure=ended.failure, retryable=ended.retryable)
+
+    def _stopped(self, order: StopOrder) -> AttemptStopped:
+        return AttemptStopped(**self._fence(), wish=order.wish or Wish.none)
+
+    def _fence(self) -> dict[str, Any]:
+        """The fields that every message of this run carries."""
+        ref, desired = self.ref, self._desired
+        return {**ref.model_dump(), "tenant": desired.tenant, "traceparent": desired.traceparent}
+
+    def _grace_s(self, order: StopOrder) -> float:
+        grace_s = self._at.settings.stop_grace_s
+        return min(grace_s, SUPERSEDED_GRACE_S) if order.wish is Wish.none else grace_s

@@ -1,0 +1,126 @@
+"""Starting the child process of a run, and ending it with everything it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import services
+from services.trainer import protocol
+from shared.contracts.nodes import Capacity
+
+RUN_ID_VARIABLE = "LLM_OS_RUN_ID"
+"""In the environment of a child and of all it starts, so that leftovers are known for what they are."""
+SOURCE = Path(services.__path__[0]).parent
+
+
+class Child:
+    """A child process in a session and process group of its own, with three pipes.
+
+    The kernel kills it when the thread that called `start` ends, so that thread must outlive the run.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], control: int, reports: int, output: int) -> None:
+        self._process = process
+        self._control = control
+        self.reports = reports
+        self.output = output
+        self.exited = os.pidfd_open(process.pid)
+        """Readable once the process has ended."""
+        self._guard = threading.Lock()
+        self._sending = threading.Lock()
+        self._reaped = False
+
+    @classmethod
+    def start(cls, job_type: str, workdir: Path, environment: Mapping[str, str]) -> Child:
+        """Raises OSError."""
+        control_end, control = os.pipe()
+        reports, reports_end = os.pipe()
+        output, output_end = os.pipe()
+        theirs = (control_end, reports_end, output_end)
+        arguments = (job_type, str(os.getpid()), str(control_end), str(reports_end))
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "services.trainer.child", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output_end,
+                stderr=output_end,
+                pass_fds=(control_end, reports_end),
+                cwd=workdir,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        except OSError:
+            for fd in (control, reports, output):
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        return cls(process, control, reports, output)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, order: protocol.Order) -> None:
+        """Nothing happens where the child no longer listens: its end is noticed elsewhere."""
+        line = protocol.encode(order)
+        with self._sending:
+            try:
+                while line:
+                    line = line[os.write(self._control, line) :]
+            except BrokenPipeError:
+                return
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to the child alone: its data loaders must live until it has saved."""
+        self._signal(os.kill, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group."""
+        self._signal(os.killpg, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Once it has ended: kill what it left in its group and return its exit status (negative: the signal)."""
+        self.kill()
+        with self._guard:
+            self._reaped = True
+            return self._process.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes. The child must have ended, and nobody may send any more."""
+        for fd in (self._control, self.reports, self.output, self.exited):
+            os.close(fd)
+
+    def _signal(self, send: object, number: signal.Signals) -> None:
+        with self._guard:  # a reaped pid may be another's
+            if not self._reaped and callable(send):
+                send(self._process.pid, number)
+
+
+def child_environment(run_id: str, devices: list[int], cpus: float, capacity: Capacity) -> dict[str, str]:
+    """The trainer's own environment, with this run's share of the machine."""
+    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        RUN_ID_VARIABLE: run_id,
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
+        "OMP_NUM_THREADS": str(threads_for(devices, cpus, capacity)),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def threads_for(devices: list[int], cpus: float, capacity: Capacity) -> int:
+    """The run's equal share of the processors, more where the job asks for more, never more than there are."""
+    seats = len(capacity.devices) / len(devices) if devices else capacity.slots
+    share = capacity.cpus / max(1.0, seats)
+    return max(1, int(min(capacity.cpus, max(cpus, share))))
