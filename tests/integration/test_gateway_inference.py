@@ -1,0 +1,570 @@
+"""The gateway owns a request: whatever becomes of replicas, queues and clients, each request has one clear end.
+
+A real uvicorn on a real socket, the real `openai` client, and replicas that do as their script says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from services.gateway import errors
+from services.gateway.auth import authenticated
+from services.gateway.inference import InferenceGateway, pending
+from services.gateway.inference.dispatch import GRACE_MS
+from services.gateway.keys import Principal
+from shared.bus.memory import MemoryBus
+from shared.contracts import topics
+from shared.contracts.deployments import ReplicaState, ReplicaStatus
+from shared.contracts.inference import FrameKind, Request
+from shared.replies.memory import MemoryReplyHub
+from shared.requests.memory import MemoryRequests
+from shared.settings import Settings
+from tests.serving import TENANT, Script, ScriptedReplica, desired, status
+from tests.waiting import aeventually
+
+QUESTION = {"model": "tiny", "prompt": "Hello"}
+CHUNK = (
+    b'data: {"id":"1","object":"text_completion","created":1,"model":"tiny@1","choices":[{"index":0,"text":"%s"}]}\n\n'
+)
+WHOLE = b'{"id":"1","object":"text_completion","created":1,"model":"tiny@1","choices":[{"index":0,"text":"Hi"}]}'
+
+
+class World:
+    """A gateway on a socket, its queues, and the replicas of deployment `tiny` that a test has started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bus = MemoryBus()
+        self.requests = MemoryRequests()
+        self.hub = MemoryReplyHub()
+        self.gateway = InferenceGateway(settings, self.bus, self.requests, self.hub.replies())
+        self.replicas: dict[str, ScriptedReplica] = {}
+        self.stack = AsyncExitStack()
+        self.url = ""
+
+    async def replica(self, name: str, script: Script) -> ScriptedReplica:
+        """Start a replica and wait until the gateway routes to it."""
+        replica = ScriptedReplica(name, self.requests, self.hub.replies(), script)
+        self.replicas[name] = await self.stack.enter_async_context(replica)
+        deployment = desired("tiny", "tiny@1", list(self.replicas), version=len(self.replicas))
+        self.bus.publish(topics.DEPLOYMENTS_DESIRED, f"{TENANT}/tiny", deployment)
+        self.says(status(name, "tiny@1"))
+        await aeventually(lambda: name in self.routed(), what=f"routing to {name}")
+        return replica
+
+    def says(self, state: ReplicaStatus) -> None:
+        self.bus.publish(topics.DEPLOYMENTS_STATUS, state.replica_id, state)
+
+    def routed(self) -> list[str]:
+        try:
+            return [replica.id for replica in self.gateway._table.resolve(TENANT, "tiny").replicas]
+        except errors.ApiError:
+            return []
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=30)
+
+    def openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
+
+    def open_requests(self) -> int:
+        return len(self.gateway._pending.replies)
+
+
+@asynccontextmanager
+async def serve(app: FastAPI) -> AsyncIterator[str]:
+    """The app on a free port of this machine."""
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await aeventually(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await serving
+
+
+@asynccontextmanager
+async def start_world(**settings: Any) -> AsyncIterator[World]:
+    world = World(Settings(**{"replica_silence_s": 0.5, **settings}))
+    app = FastAPI()
+    errors.install(app)
+    app.dependency_overrides[authenticated] = lambda: Principal(TENANT, "key")
+    app.include_router(world.gateway.router)
+    async with world.stack, serve(app) as world.url:
+        await world.gateway.start()
+        await aeventually(lambda: world.gateway.ready() is None)
+        try:
+            yield world
+        finally:
+            await world.gateway.stop()
+    world.bus.close()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with start_world() as world:
+        yield world
+
+
+async def answer_whole(replica: ScriptedReplica, request: Request) -> None:
+    await replica.answer(request, WHOLE)
+
+
+async def answer_stream(replica: ScriptedReplica, request: Request) -> None:
+    await replica.start(request)
+    for word in (b"one", b" two", b" three"):
+        await replica.send(request, FrameKind.body, CHUNK % word)
+    await replica.send(request, FrameKind.end, b"data: [DONE]\n\n")
+
+
+async def begin_stream(replica: ScriptedReplica, request: Request) -> None:
+    await replica.start(request)
+    await replica.send(request, FrameKind.body, CHUNK % b"one")
+
+
+async def say_nothing(_: ScriptedReplica, __: Request) -> None:
+    """As a process that has died: it read the request, and no more."""
+
+
+async def stay_alive(replica: ScriptedReplica, request: Request) -> None:
+    while True:
+        await replica.alive(request)
+        await asyncio.sleep(0.1)
+
+
+async def refuse(replica: ScriptedReplica, request: Request) -> None:
+    await replica.refuse(request, retry_after_s=6.5)
+
+
+async def fail(replica: ScriptedReplica, request: Request) -> None:
+    await replica.send(request, FrameKind.failed, b"the engine is out of blocks")
+
+
+def first_tried_says_nothing(then: Script) -> Script:
+    """The replica that is asked first says nothing; the one that gets the second attempt does `then`."""
+
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        if request.attempt == 2:
+            await then(replica, request)
+
+    return script
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def ask(world: World, **fields: Any) -> httpx.Response:
+    async with world.client() as client:
+        return await client.post("/v1/completions", json={**QUESTION, **fields})
+
+
+# What is asked and answered
+
+
+async def test_an_answer_comes_back_whole_and_the_body_goes_through(world: World) -> None:
+    replica = await world.replica("r1", answer_whole)
+    answer = await ask(world, seed=7, a_field_of_tomorrow={"x": [1.5]})
+    assert (answer.status_code, answer.content) == (200, WHOLE)
+    assert answer.headers["content-type"] == "application/json"
+    [request] = replica.asked
+    sent = json.loads(request.body)
+    assert sent == {**QUESTION, "model": "tiny@1", "seed": 7, "a_field_of_tomorrow": {"x": [1.5]}}
+    assert answer.headers["x-request-id"] == request.id
+    assert (request.path, request.tenant, request.attempt) == ("/v1/completions", TENANT, 1)
+    assert replica.cancelled == []
+
+
+async def test_the_openai_client_streams_through_the_queue(world: World) -> None:
+    await world.replica("r1", answer_stream)
+    stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == "one two three"
+
+
+async def test_the_synchronous_openai_client_works(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key="any", max_retries=0)
+    completion = await asyncio.to_thread(client.completions.create, model="tiny@1", prompt="Hello")
+    assert completion.choices[0].text == "Hi"
+
+
+async def test_frames_reach_the_client_as_they_come(world: World) -> None:
+    go_on = asyncio.Event()
+
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await begin_stream(replica, request)
+        await go_on.wait()
+        await replica.send(request, FrameKind.end, b"data: [DONE]\n\n")
+
+    await world.replica("r1", script)
+    stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
+    chunks = aiter(stream)
+    assert (await anext(chunks)).choices[0].text == "one"
+    go_on.set()
+    assert [chunk async for chunk in chunks] == []
+
+
+async def test_an_engines_own_error_passes_as_it_is(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request, status=400, content_type="application/json")
+        await replica.send(request, FrameKind.end, b'{"error": {"message": "max_tokens is too large"}}')
+
+    await world.replica("r1", script)
+    answer = await ask(world)
+    assert answer.status_code == 400
+    assert "max_tokens is too large" in answer.text
+
+
+async def test_an_answer_larger_than_the_bound_on_slow_clients_comes_whole(world: World) -> None:
+    pieces = [bytes([65 + number]) * 700_000 for number in range(5)]
+
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request, content_type="application/json")
+        for piece in pieces[:-1]:
+            await replica.send(request, FrameKind.body, piece)
+        await replica.send(request, FrameKind.end, pieces[-1])
+
+    await world.replica("r1", script)
+    assert (await ask(world)).content == b"".join(pieces)
+
+
+async def test_many_requests_at_once_get_each_its_own_answer(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.answer(request, request.body)
+
+    await world.replica("r1", script)
+    await world.replica("r2", script)
+    async with world.client() as client:
+        asked = [client.post("/v1/completions", json={**QUESTION, "n": number}) for number in range(50)]
+        answers = await asyncio.gather(*asked)
+    assert [answer.json()["n"] for answer in answers] == list(range(50))
+    assert all(replica.asked for replica in world.replicas.values())
+    assert {replica.in_flight for replica in world.gateway._table.replicas.values()} == {0}
+
+
+async def test_predict_asks_a_completion(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    async with world.client() as client:
+        answer = await client.post("/predict", json={"model_id": "tiny", "input": "Hello"})
+    assert answer.json() == {"model_id": "tiny@1", "output": "Hi", "usage": None}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"), [(b"{", None), (b"[]", None), (b"", None), (b"{}", "model"), (b'{"model": 1}', "model")]
+)
+async def test_a_bad_body_is_a_400_that_names_it(world: World, raw: bytes, param: str | None) -> None:
+    async with world.client() as client:
+        answer = await client.post("/v1/chat/completions", content=raw)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+
+
+async def test_an_unknown_model_is_not_found(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    with pytest.raises(openai.NotFoundError, match=r"Served now: tiny, tiny@1") as raised:
+        await world.openai().chat.completions.create(model="gpt-9", messages=[])
+    assert raised.value.code == "model_not_found"
+
+
+async def test_a_loading_model_says_how_far_it_is_and_when_to_come_again(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    world.says(status("r1", "tiny@1", ReplicaState.loading, boot_id="next", percent=35))
+    await aeventually(lambda: not world.routed())
+    answer = await ask(world)
+    assert answer.status_code == 503
+    assert "35 %" in error_of(answer)["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+# Replicas that die, refuse, fail
+
+
+async def test_a_replica_dead_before_its_first_frame_is_replaced_by_another(world: World) -> None:
+    for name in ("r1", "r2"):
+        await world.replica(name, first_tried_says_nothing(answer_whole))
+    answer = await ask(world)
+    assert (answer.status_code, answer.content) == (200, WHOLE)
+    dead, alive = sorted(world.replicas.values(), key=lambda replica: replica.asked[0].attempt)
+    assert [request.attempt for request in (*dead.asked, *alive.asked)] == [1, 2]
+    assert dead.asked[0].id == alive.asked[0].id
+    await aeventually(lambda: [cancel.attempt for cancel in dead.cancelled] == [1])
+
+
+async def test_words_of_the_first_attempt_do_not_mix_with_the_second(world: World) -> None:
+    first: list[tuple[ScriptedReplica, Request]] = []
+
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        if request.attempt == 1:
+            first.append((replica, request))
+            return
+        slow, old = first[0]
+        await slow.answer(old, b"too late")
+        await replica.answer(request, WHOLE)
+
+    await world.replica("r1", script)
+    await world.replica("r2", script)
+    assert (await ask(world)).content == WHOLE
+
+
+async def test_after_two_dead_replicas_comes_a_503(world: World) -> None:
+    for name in ("r1", "r2", "r3"):
+        await world.replica(name, say_nothing)
+    answer = await ask(world)
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "replica_lost"
+    assert sorted(request.attempt for replica in world.replicas.values() for request in replica.asked) == [1, 2]
+
+
+async def test_a_dead_replica_without_another_is_a_503(world: World) -> None:
+    await world.replica("r1", say_nothing)
+    assert error_of(await ask(world))["code"] == "replica_lost"
+
+
+async def test_a_busy_replica_that_gives_signs_of_life_is_waited_for(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        for _ in range(12):  # more than the silence allowed
+            await replica.alive(request)
+            await asyncio.sleep(0.1)
+        await replica.answer(request, WHOLE)
+
+    await world.replica("r1", script)
+    await world.replica("r2", script)
+    assert (await ask(world)).status_code == 200
+    assert sum(len(replica.asked) for replica in world.replicas.values()) == 1
+
+
+async def test_a_replica_known_to_have_restarted_is_not_waited_for() -> None:
+    async with start_world(replica_silence_s=60) as world:
+        for name in ("r1", "r2"):
+            await world.replica(name, first_tried_says_nothing(answer_whole))
+        asking = asyncio.create_task(ask(world))
+        await aeventually(lambda: any(replica.asked for replica in world.replicas.values()))
+        [name] = [replica.id for replica in world.replicas.values() if replica.asked]
+        world.says(status(name, "tiny@1", ReplicaState.loading, boot_id="next"))
+        assert (await asking).status_code == 200
+
+
+async def test_a_replica_dead_in_the_middle_ends_the_stream_with_an_error_event(world: World) -> None:
+    await world.replica("r1", begin_stream)
+    stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
+    chunks = aiter(stream)
+    assert (await anext(chunks)).choices[0].text == "one"
+    with pytest.raises(openai.APIError, match="no sign of life"):
+        await anext(chunks)
+
+
+async def test_a_replica_dead_in_the_middle_of_a_whole_answer_is_a_503(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request, content_type="application/json")
+        await replica.send(request, FrameKind.body, b'{"half": ')
+
+    await world.replica("r1", script)
+    answer = await ask(world)
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "replica_lost"
+
+
+async def test_a_refusal_goes_to_one_other_and_then_to_the_client(world: World) -> None:
+    for name in ("r1", "r2", "r3"):
+        await world.replica(name, refuse)
+    answer = await ask(world)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "7"
+    assert "its queue is full" in error_of(answer)["message"]
+    assert sum(len(replica.asked) for replica in world.replicas.values()) == 2
+    assert not any(replica.cancelled for replica in world.replicas.values())
+
+
+async def test_a_refusal_of_one_is_an_answer_of_another(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await (refuse if request.attempt == 1 else answer_whole)(replica, request)
+
+    await world.replica("r1", script)
+    await world.replica("r2", script)
+    assert (await ask(world)).content == WHOLE
+
+
+async def test_a_failure_says_what_the_replica_said(world: World) -> None:
+    await world.replica("r1", fail)
+    await world.replica("r2", fail)
+    answer = await ask(world)
+    assert answer.status_code == 502
+    assert "out of blocks" in error_of(answer)["message"]
+    assert sum(len(replica.asked) for replica in world.replicas.values()) == 1
+
+
+async def test_a_failure_in_the_middle_ends_the_stream_with_an_error_event(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await begin_stream(replica, request)
+        await fail(replica, request)
+
+    await world.replica("r1", script)
+    events = (await ask(world, stream=True)).text.strip().split("\n\n")
+    assert len(events) == 2
+    assert "out of blocks" in json.loads(events[-1].removeprefix("data: "))["error"]["message"]
+
+
+# Clients
+
+
+async def hang_up_after(world: World, what: Callable[[asyncio.StreamReader], Awaitable[object]]) -> None:
+    """Ask on a bare socket, do `what`, and close it."""
+    reader, writer = await asyncio.open_connection(*world.url.removeprefix("http://").split(":"))
+    body = json.dumps({**QUESTION, "stream": True}).encode()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    await writer.drain()
+    await what(reader)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_leaves_in_the_middle_ends_the_work(world: World) -> None:
+    replica = await world.replica("r1", begin_stream)
+    await hang_up_after(world, lambda reader: reader.readuntil(b"one"))
+    await asyncio.wait_for(replica.cancels.wait(), 10)
+    assert replica.cancelled[0].id == replica.asked[0].id
+    await aeventually(lambda: world.open_requests() == 0)
+
+
+async def test_a_client_that_leaves_before_the_first_word_ends_the_work(world: World) -> None:
+    replica = await world.replica("r1", stay_alive)
+    await hang_up_after(world, lambda _: aeventually(lambda: replica.asked))
+    await asyncio.wait_for(replica.cancels.wait(), 10)
+    await aeventually(lambda: world.open_requests() == 0)
+
+
+async def test_the_openai_client_cancels_by_closing_its_stream(world: World) -> None:
+    replica = await world.replica("r1", begin_stream)
+    stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
+    await anext(aiter(stream))
+    await stream.close()
+    await asyncio.wait_for(replica.cancels.wait(), 10)
+
+
+async def test_a_passed_deadline_is_a_504_and_ends_the_work(world: World) -> None:
+    replica = await world.replica("r1", stay_alive)
+    async with world.client() as client:
+        answer = await client.post("/v1/completions", json=QUESTION, headers={"x-request-timeout-ms": "300"})
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "deadline_passed"
+    await asyncio.wait_for(replica.cancels.wait(), 10)
+    assert replica.asked[0].timeout_ms is not None
+    assert 0 < replica.asked[0].timeout_ms - GRACE_MS <= 300
+
+
+async def test_a_deadline_in_the_middle_ends_the_stream_with_an_error_event(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await begin_stream(replica, request)
+        await stay_alive(replica, request)
+
+    await world.replica("r1", script)
+    async with world.client() as client:
+        answer = await client.post(
+            "/v1/completions", json={**QUESTION, "stream": True}, headers={"x-request-timeout-ms": "300"}
+        )
+    assert "deadline_passed" in answer.text.split("\n\n")[1]
+
+
+async def test_a_deadline_that_is_no_number_is_a_400(world: World) -> None:
+    async with world.client() as client:
+        answer = await client.post("/v1/completions", json=QUESTION, headers={"x-request-timeout-ms": "soon"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "x-request-timeout-ms")
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_holds_no_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "FAREWELL_S", 0.2)
+
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request)
+        while not replica.cancels.is_set():
+            await replica.send(request, FrameKind.body, b"data: %s\n\n" % (b"x" * 100_000))
+            await asyncio.sleep(0.001)
+
+    replica = await world.replica("r1", script)
+    await hang_up_after(world, lambda _: replica.cancels.wait())
+    await aeventually(lambda: world.open_requests() == 0)
+    assert world.gateway._pending.held_bytes == 0
+
+
+async def test_a_slow_client_that_reads_on_is_told_why_its_answer_ended(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request)
+        while not cut_off():
+            await replica.send(request, FrameKind.body, b"data: %s\n\n" % (b"x" * 100_000))
+            await asyncio.sleep(0.001)
+
+    def cut_off() -> bool:
+        return any(reply._failure for reply in world.gateway._pending.replies.values())
+
+    async def read_late(reader: asyncio.StreamReader) -> None:
+        await aeventually(cut_off)
+        seen = b""
+        while b"client_too_slow" not in seen:
+            more = await asyncio.wait_for(reader.read(2**20), 10)
+            assert more, "the stream ended without its error"
+            seen = seen[-100:] + more
+
+    await world.replica("r1", script)
+    await hang_up_after(world, read_late)
+
+
+# Queues that go away
+
+
+async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_works(world: World) -> None:
+    await world.replica("r1", begin_stream)
+    stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
+    chunks = aiter(stream)
+    await anext(chunks)
+    old = world.gateway._pump.address
+    world.hub.flush()
+    with pytest.raises(openai.APIError, match="lost the answer"):
+        await anext(chunks)
+    world.replicas["r1"].script = answer_whole
+    await aeventually(lambda: world.gateway._pump.address not in (None, old))
+    assert (await ask(world)).status_code == 200
+
+
+async def test_a_flush_before_the_first_frame_is_a_503(world: World) -> None:
+    replica = await world.replica("r1", stay_alive)
+    asking = asyncio.create_task(ask(world))
+    await aeventually(lambda: replica.asked)
+    world.hub.flush()
+    answer = await asking
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "replies_lost")
+
+
+async def test_replies_away_are_a_503_until_they_are_back(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    world.hub.away = True
+    world.hub.flush()
+    await aeventually(lambda: world.gateway.ready() is not None)
+    answer = await ask(world)
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_unavailable")
+    world.hub.away = False
+    await aeventually(lambda: world.gateway.ready() is None)
+    assert (await ask(world)).status_code == 200
+
+
+async def test_requests_away_are_a_503(world: World) -> None:
+    await world.replica("r1", answer_whole)
+    world.requests.away = True
+    answer = await ask(world)
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_unavailable")
+    assert answer.headers["retry-after"] == "1"
