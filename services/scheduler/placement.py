@@ -7,7 +7,7 @@ stretch, so a deployment does not keep a laptop from training. `slots` bounds th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.contracts.jobs import Place, Resources
 from shared.contracts.nodes import Capacity, Role
@@ -81,6 +81,7 @@ class Rooms:
 
     role: Role
     rooms: list[Room]
+    held_back: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, role: Role, nodes: Iterable[Node], uses: Iterable[Use]) -> Rooms:
@@ -106,7 +107,7 @@ class Rooms:
 
         `prefer` names nodes that have its files at hand, `avoid` such as did not take it up the last time.
         """
-        fitting = [room for room in self.rooms if room.fits(need)]
+        fitting = [room for room in self.rooms if room.node not in self.held_back and room.fits(need)]
         if len(fitting) < need.nodes:
             return None
         fitting.sort(key=lambda room: (room.node in avoid, room.node not in prefer, room.uses, room.node))
@@ -116,8 +117,7 @@ class Rooms:
         """Keep nodes that could take this need for it: nothing else starts there until it does."""
         able = [room for room in self.rooms if _fits_empty(room.capacity, need)]
         able.sort(key=lambda room: (room.uses, room.node))
-        held = able[: need.nodes]
-        self.rooms = [room for room in self.rooms if room not in held]
+        self.held_back.update(room.node for room in able[: need.nodes])
 
     def why_never(self, need: Need) -> str | None:
         """Why no known node could take it even if it were empty; None where one could."""

@@ -1,0 +1,15 @@
+"""python -m services.scheduler"""
+
+import sys
+
+from setproctitle import setproctitle
+
+from services.scheduler.main import main
+from shared.settings import SettingsError, die, load_settings
+
+if __name__ == "__main__":
+    setproctitle("llmos: scheduler")
+    try:
+        sys.exit(main(load_settings()))
+    except SettingsError as error:
+        die(error)

@@ -1,0 +1,53 @@
+"""Who leads. One scheduler decides; others stand by and take over when it is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from pathlib import Path
+from typing import IO, Protocol
+
+from sqlalchemy import Engine
+
+from services.scheduler.truth import take_over
+
+POLL_S = 0.5
+
+
+class Leadership(Protocol):
+    def acquire(self, stopping: threading.Event) -> int | None:
+        """Wait until this process leads and return its new epoch; None when `stopping` was set before."""
+
+    def release(self) -> None:
+        """Let another lead. Nothing happens where this one does not."""
+
+
+class FileLeadership:
+    """A lock on a file beside a SQLite database: the system lets go of it when the process dies, however it dies."""
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._engine = engine
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def acquire(self, stopping: threading.Event) -> int | None:
+        file = self._path.open("ab")
+        while not _locked(file):
+            if stopping.wait(POLL_S):
+                file.close()
+                return None
+        self._file = file
+        return take_over(self._engine)
+
+    def release(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
