@@ -58,7 +58,7 @@ class Comparison:
             with self._lock:
                 shown = dict(self._shown[topic])
             with self._truth.reading() as connection:
-                wanted: dict[str, int] = dict(connection.execute(query).tuples().all())
+                wanted = {row[0]: row[1] for row in connection.execute(query)}
             for key in wanted.keys() | shown.keys():
                 if wanted.get(key) != shown.get(key):
                     found[topic.name, key] = now

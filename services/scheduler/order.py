@@ -10,14 +10,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from services.scheduler.domain import Job
-from services.scheduler.truth import Line
+from shared.contracts.recipes import RECIPES
 
 AGEING_S = 300.0
 """A line gains one point of priority for every so many seconds without service."""
 HOLD_BACK_S = 300.0
 """A job whose line has waited so long keeps nodes free for itself: small jobs must not slip past it for ever."""
+
+
+class Line(NamedTuple):
+    """Queued jobs that are alike: same tenant, priority and resources. The oldest is its head."""
+
+    tenant: str
+    priority: int
+    shape: str
+
+
+def line_of(job: Job) -> Line:
+    """Jobs of one line fit or do not fit alike."""
+    wants = job.spec.resources
+    shape = f"{wants_device(job):d}/{wants.devices}/{wants.cpus!r}/{wants.memory_bytes}/{wants.nodes}"
+    return Line(job.tenant, job.spec.priority, shape)
+
+
+def wants_device(job: Job) -> bool:
+    """Whether it takes an accelerator where there is one and nothing else was asked. Unknown types do: they train."""
+    recipe = RECIPES.get(job.spec.type)
+    return recipe is None or recipe.trains
 
 
 @dataclass

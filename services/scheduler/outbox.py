@@ -152,7 +152,7 @@ def stored_messages(connection: Connection) -> list[Waiting]:
 def marked_states(connection: Connection) -> list[Waiting]:
     """The current state of every key that is marked."""
     rows = select(dirty.c.topic, dirty.c.key, dirty.c.revision).order_by(dirty.c.since).limit(ROUND)
-    marks = [Mark(*row) for row in connection.execute(rows).tuples()]
+    marks = [Mark(*row) for row in connection.execute(rows)]
     states = {topic: current_states(connection, topic, marks) for topic in {mark.topic for mark in marks}}
     return [(mark, mark.topic, mark.key, states[mark.topic].get(mark.key)) for mark in marks]
 

@@ -17,9 +17,9 @@ from services.scheduler.domain import Job
 from services.scheduler.inputs import AnswerOverdue, BackoffOver, Dispatch, Waits
 from services.scheduler.ledger import Ledger
 from services.scheduler.liveness import Liveness
-from services.scheduler.order import HOLD_BACK_S, Waiting, next_in_turn, waited_s
+from services.scheduler.order import HOLD_BACK_S, Line, Waiting, next_in_turn, waited_s, wants_device
 from services.scheduler.placement import Need, Rooms, Use
-from services.scheduler.truth import Line, Work, wants_device
+from services.scheduler.truth import Work
 from shared.contracts.jobs import JobPurged, JobStatus, Place
 from shared.contracts.nodes import Role
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, JOBS_STATE

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.deployments import Deployment
 from services.scheduler.domain import ACTIVE, Job
+from services.scheduler.order import Line, line_of
 from services.scheduler.tables import deployments, dirty, early_cancels, handled, jobs, leader, outgoing
 from shared.contracts.jobs import TERMINAL, JobStatus
 from shared.contracts.message import Message
-from shared.contracts.recipes import RECIPES
 from shared.contracts.topics import Topic
 
 CHUNK = 500
@@ -29,14 +29,6 @@ CHUNK = 500
 
 class Deposed(Exception):
     """Another scheduler leads now: this one must not write."""
-
-
-class Line(NamedTuple):
-    """Queued jobs that are alike: same tenant, priority and resources. The oldest is its head."""
-
-    tenant: str
-    priority: int
-    shape: str
 
 
 class Truth:
@@ -227,25 +219,11 @@ def in_line(line: Line) -> Select[Any]:
     )
 
 
-def shape_of(job: Job) -> str:
-    """Jobs of one shape fit or do not fit alike."""
-    wants = job.spec.resources
-    return f"{wants_device(job):d}/{wants.devices}/{wants.cpus:g}/{wants.memory_bytes}/{wants.nodes}"
-
-
-def wants_device(job: Job) -> bool:
-    """Whether it takes an accelerator where there is one and nothing else was asked. Unknown types do: they train."""
-    recipe = RECIPES.get(job.spec.type)
-    return recipe is None or recipe.trains
-
-
 def job_row(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
-        "tenant": job.tenant,
         "status": job.status.value,
-        "priority": job.spec.priority,
-        "shape": shape_of(job),
+        **line_of(job)._asdict(),
         "queued_at": job.queued_at.timestamp(),
         "not_before": job.not_before.timestamp() if job.not_before else None,
         "finished_at": job.finished_at.timestamp() if job.finished_at else None,
@@ -291,7 +269,7 @@ def take_over(engine: Engine) -> int:
 
 def count_by_status(connection: Connection) -> dict[str, int]:
     counted = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
-    return dict(counted.tuples().all())
+    return {row[0]: row[1] for row in counted}
 
 
 def upsert(connection: Connection, table: Table, keys: Sequence[str], rows: list[dict[str, Any]]) -> None:
