@@ -1,0 +1,106 @@
+"""kill -9 of anything, in the middle of work: the jobs still succeed, and each publishes once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmos.client import LLMOS
+from llmos.errors import LLMOSError
+from tests.e2e.system import System
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(300)
+
+LASTING = {"steps": 30, "step_s": 0.1, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    home = Path(tempfile.mkdtemp(prefix="llmos-faults-", dir="/tmp"))
+    system = System(home)
+    try:
+        system.up()
+        yield system
+    finally:
+        if system.descendants():
+            system.kill_everything()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def submit(client: LLMOS, name: str) -> str:
+    """A probe that lasts three seconds and saves checkpoints; returned once it runs."""
+    job = client.submit_job("probe", params=LASTING, output=name)
+    eventually(lambda: (client.get_job(job["id"]).get("progress") or {}).get("step", 0) >= 7, 60, "it runs")
+    return str(job["id"])
+
+
+def succeeded_once(client: LLMOS, job_id: str, name: str) -> None:
+    done = eventually(
+        lambda: (job := client.get_job(job_id))["status"] in ("succeeded", "failed", "cancelled") and job,
+        120,
+        "it ends",
+    )
+    assert done["status"] == "succeeded", done
+    assert [version["version"] for version in client.artifact_versions(name)["data"]] == [1]
+
+
+@pytest.mark.parametrize("name", ["gateway", "scheduler", "registry", "trainer", "bus", "replies", "inference"])
+def test_a_job_survives_kill_9_of(name: str, system: System) -> None:
+    with system.client() as client:
+        job_id = submit(client, f"survivor-{name}")
+        system.kill(name)
+        _gateway_answers(client)
+        succeeded_once(client, job_id, f"survivor-{name}")
+
+
+def test_a_job_goes_on_from_its_checkpoint_after_kill_9_of_its_child(system: System) -> None:
+    with system.client() as client:
+        job_id = submit(client, "survivor-child")
+        eventually(lambda: client.get_job(job_id).get("checkpoints"), 30, "a checkpoint")
+        trainer = psutil.Process(system.pid_of("trainer"))
+        child = next(process for process in trainer.children() if "trainer.child" in " ".join(process.cmdline()))
+        os.kill(child.pid, signal.SIGKILL)
+        succeeded_once(client, job_id, "survivor-child")
+        assert len(client.get_job(job_id)["attempts"]) == 2
+
+
+def test_up_after_kill_9_of_everything_brings_all_jobs_back(system: System) -> None:
+    with system.client() as client:
+        job_id = submit(client, "survivor-all")
+        waiting = client.submit_job("probe", output="survivor-waiting")["id"]
+    system.kill_everything()
+    system.up()
+    with system.client() as client:
+        succeeded_once(client, job_id, "survivor-all")
+        succeeded_once(client, waiting, "survivor-waiting")
+
+
+def test_a_second_up_on_the_same_home_is_refused(system: System) -> None:
+    again = system.llmos("up", "--port", "0", check=False)
+    assert again.returncode == 1
+    assert "already up" in again.stderr
+
+
+def test_down_leaves_no_process_behind(system: System) -> None:
+    everyone = system.descendants()
+    assert everyone
+    system.down()
+    assert [process for process in everyone if process.is_running()] == []
+
+
+def _gateway_answers(client: LLMOS) -> None:
+    def answers() -> bool:
+        try:
+            return bool(client.list_nodes())
+        except LLMOSError:
+            return False
+
+    eventually(answers, 60, "the gateway answers")
