@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,10 +51,13 @@ def fresh_file(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=folder)
     path = Path(name)
+    file = os.fdopen(descriptor, "wb")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file, path
+        yield file, path
+        file.close()
     finally:
+        with suppress(OSError):  # the disk is full: the block's own error says so
+            file.close()
         path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,206 @@
+"""Objects in a bucket of MinIO or any other S3."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, cast
+
+from minio.commonconfig import ComposeSource, CopySource
+from minio.error import S3Error
+from minio.helpers import check_bucket_name
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from urllib3.exceptions import HTTPError, ProtocolError
+
+from shared.settings import SettingsError
+from shared.store.disk import CHUNK_BYTES, meaning, part_of
+from shared.store.keys import check_key, check_prefix
+from shared.store.port import ObjectInfo, OnBytes
+from shared.store.s3_client import MultipartClient, explained, make_client
+from shared.store.s3_upload import Upload
+
+RANGE_BYTES = 8 * 2**20
+WINDOW = 4
+"""Ranges fetched ahead of the reader: so many connections, and so many times RANGE_BYTES of memory."""
+THREADS = 8
+COPY_PART_BYTES = 512 * 2**20
+"""One request copies no more than this, so that it answers within the client's timeout."""
+
+
+class S3Store:
+    """One bucket, made when it is missing. Threads move the parts of large objects side by side.
+
+    An object appears when its upload is complete. Uploads that a killed process left incomplete are invisible; a
+    lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) frees their room.
+    """
+
+    def __init__(self, endpoint: str, bucket: str, access_key: str, secret_key: str, secure: bool = False) -> None:
+        try:
+            check_bucket_name(bucket, strict=True)
+            self._client = make_client(endpoint, access_key, secret_key, secure=secure, connections=2 * THREADS)
+        except ValueError as error:
+            raise SettingsError(f"LLMOS_STORE_URL: s3://{endpoint}/{bucket} is no store: {error}") from error
+        self._bucket = bucket
+        self._ready = False
+        self._lock = Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        with self._on(key) as client:
+            client.put_object(self._bucket, key, io.BytesIO(data), len(data))
+
+    def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        with path.open("rb") as file, self._upload(key, os.fstat(file.fileno()).st_size, on_bytes) as upload:
+            while chunk := file.read(upload.part_bytes):
+                upload.write(chunk)
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[BinaryIO]:
+        with self._upload(key) as upload:
+            yield cast(BinaryIO, upload)
+
+    def get_bytes(self, key: str) -> bytes:
+        with self._on(key) as client, closing(client.get_object(self._bucket, key)) as response:
+            return cast(bytes, response.read())
+
+    def get_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        size, etag = self._stat(key)
+        try:
+            with part_of(path, f"{self._bucket} {key} {etag} {size}") as part:
+                have = part.seek(0, os.SEEK_END)
+                if on_bytes and have:
+                    on_bytes(have)
+                for chunk in self._ranges(key, etag, have, size):
+                    part.write(chunk)
+                    if on_bytes:
+                        on_bytes(len(chunk))
+        except OSError as error:
+            raise meaning(error, f"the file {path}") from error
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        size, etag = self._stat(key)
+        return self._ranges(key, etag, offset, size if length is None else min(size, offset + length))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        with self._on(key) as client:
+            try:
+                return ObjectInfo(key, client.stat_object(self._bucket, key).size)
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    return None
+                raise
+
+    def copy(self, source: str, target: str) -> None:
+        size, _ = self._stat(source)
+        with self._on(target) as client:
+            if size <= COPY_PART_BYTES:
+                client.copy_object(self._bucket, target, CopySource(self._bucket, source))
+                return
+            starts = range(0, size, COPY_PART_BYTES)
+            parts = [
+                ComposeSource(self._bucket, source, offset=start, length=min(COPY_PART_BYTES, size - start))
+                for start in starts
+            ]
+            client.compose_object(self._bucket, target, parts)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        with self._asking(f"the list of {check_prefix(prefix)!r}") as client:
+            for found in client.list_objects(self._bucket, prefix, recursive=True):
+                if not found.is_dir:
+                    yield ObjectInfo(found.object_name, found.size)
+
+    def delete(self, key: str) -> None:
+        with self._on(key) as client:
+            client.remove_object(self._bucket, key)
+
+    def ping(self) -> None:
+        self._ready = False
+        with self._asking("its bucket"):
+            pass
+
+    def _stat(self, key: str) -> tuple[int, str]:
+        with self._on(key) as client:
+            found = client.stat_object(self._bucket, key)
+            return found.size, found.etag
+
+    @contextmanager
+    def _upload(self, key: str, size_bytes: int = 0, on_bytes: OnBytes | None = None) -> Iterator[Upload]:
+        with self._on(key) as client:
+            upload = Upload(client, self._threads(), self._bucket, key, size_bytes, on_bytes)
+        try:
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def _ranges(self, key: str, etag: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` to `end`, in order, with a few ranges on their way ahead."""
+        todo = deque(range(start, end, RANGE_BYTES))
+        coming: deque[Future[bytes]] = deque()
+        fetch = partial(self._range, key, etag, end)
+        try:
+            while todo or coming:
+                while todo and len(coming) < WINDOW:
+                    coming.append(self._threads().submit(fetch, todo.popleft()))
+                data = memoryview(coming.popleft().result())
+                for at in range(0, len(data), CHUNK_BYTES):
+                    yield bytes(data[at : at + CHUNK_BYTES])
+        finally:
+            for future in coming:
+                future.cancel()
+
+    def _range(self, key: str, etag: str, end: int, start: int) -> bytes:
+        length = min(RANGE_BYTES, end - start)
+        with self._on(key) as client:
+            return _fetched(client, self._bucket, key, start, length, etag)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+            return self._pool
+
+    def _on(self, key: str) -> AbstractContextManager[MultipartClient]:
+        return self._asking(f"object {check_key(key)!r} in bucket {self._bucket!r}")
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[MultipartClient]:
+        """The client, once the bucket is there; its errors become the port's."""
+        with explained(what):
+            if not self._ready:
+                self._make_bucket()
+                self._ready = True
+            yield self._client
+
+    def _make_bucket(self) -> None:
+        if self._client.bucket_exists(self._bucket):
+            return
+        try:
+            self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:  # another process was faster
+                raise
+
+
+@retry(
+    retry=retry_if_exception_type(HTTPError),
+    stop=stop_after_attempt(3),
+    wait=wait_exponential(0.2, max=2),
+    reraise=True,
+)
+def _fetched(client: MultipartClient, bucket: str, key: str, start: int, length: int, etag: str) -> bytes:
+    """One range of one content. The client tries the request again, this the body that breaks off."""
+    condition = {"If-Match": f'"{etag}"'}
+    with closing(client.get_object(bucket, key, start, length, request_headers=condition)) as response:
+        data = cast(bytes, response.read())
+    if len(data) != length:
+        raise ProtocolError(f"object {key!r} broke off: {len(data)} of {length} bytes came")
+    return data

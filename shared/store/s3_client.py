@@ -1,0 +1,68 @@
+"""The `minio` client with the parts of a multipart upload within reach, and what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import urllib3
+from minio import Minio
+from minio.datatypes import Part
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+from shared.store.port import ObjectNotFound, StoreFull, StoreUnavailable
+
+NOT_THERE = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
+NO_ROOM = {
+    "EntityTooLarge",
+    "InsufficientCapacity",
+    "QuotaExceeded",
+    "XMinioAdminBucketQuotaExceeded",
+    "XMinioStorageFull",
+}
+CONNECT_S, READ_S = 5, 120
+
+
+class MultipartClient(Minio):  # type: ignore[misc]
+    """`Minio.put_object` reads from a stream and leaves its threads behind when that raises; here parts are pushed."""
+
+    def begin(self, bucket: str, key: str) -> str:
+        """The id of a new multipart upload."""
+        return cast(str, self._create_multipart_upload(bucket, key, {"Content-Type": "application/octet-stream"}))
+
+    def upload(self, bucket: str, key: str, data: bytes, upload_id: str, number: int) -> Part:
+        return Part(number, self._upload_part(bucket, key, data, None, upload_id, number))
+
+    def complete(self, bucket: str, key: str, upload_id: str, parts: list[Part]) -> None:
+        self._complete_multipart_upload(bucket, key, upload_id, parts)
+
+    def abort(self, bucket: str, key: str, upload_id: str) -> None:
+        self._abort_multipart_upload(bucket, key, upload_id)
+
+
+def make_client(endpoint: str, access_key: str, secret_key: str, *, secure: bool, connections: int) -> MultipartClient:
+    """A client whose silence is bounded: a server that is away is told within seconds."""
+    retries = urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504])
+    timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
+    http = urllib3.PoolManager(timeout=timeout, maxsize=connections, retries=retries)
+    return MultipartClient(endpoint, access_key or None, secret_key or None, secure=secure, http_client=http)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """The port's errors for those of the client."""
+    try:
+        yield
+    except S3Error as error:
+        if error.code in NOT_THERE:
+            raise ObjectNotFound(f"there is no {what}") from error
+        if error.code in NO_ROOM:
+            raise StoreFull(f"no room is left for {what}: {error.message}") from error
+        raise StoreUnavailable(f"the S3 store refuses {what}: {error.code}, {error.message}") from error
+    except (ServerError, InvalidResponseError) as error:
+        status = getattr(error, "status_code", None) or getattr(error, "_code", None)
+        kind = StoreFull if status == 507 else StoreUnavailable
+        raise kind(f"the S3 store does not serve {what}: {error}") from error
+    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise StoreUnavailable(f"the S3 store does not answer about {what}: {error}") from error
