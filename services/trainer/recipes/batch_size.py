@@ -1,9 +1,9 @@
 """How many rows go into one step when `batch_size` is `auto`.
 
-Measured with SmolLM2-135M and LoRA on two cores (AMX): fp32 reaches its speed at 256 tokens a step (166 tokens/s, and 162
-at 1024), bf16 at 1024 (331 tokens/s against 200 at 256). More than that only takes memory and leaves fewer updates, so
-a processor gets that much and no more. An accelerator gets what fits, by estimate; where the estimate was too bold the
-step that ran out of memory is done again in halves (`training.py`).
+Measured with SmolLM2-135M and LoRA on two cores (AMX): fp32 reaches its speed at 256 tokens a step (166 tokens/s, and
+162 at 1024), bf16 at 1024 (331 tokens/s against 200 at 256). More than that only takes memory and leaves fewer updates,
+so a processor gets that much and no more. An accelerator gets what fits, by estimate; where the estimate was too bold,
+training goes on from the last checkpoint in halves (`training.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What happens around the steps of a trainer: reports, checkpoints, validation's verdict, and an orderly stop.
 
-The order in which transformers' Trainer calls: on_step_end, on_log, on_evaluate, on_save. So a checkpoint is only saved of
-a state whose loss was looked at, and it holds the account up to its own step.
+transformers' Trainer calls on_step_end, on_log, on_evaluate, on_save, in this order. So a checkpoint is only saved of a
+state whose loss was looked at, and it holds the account up to its own step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from services.trainer.recipes.api import RecipeContext, RecipeError
 from services.trainer.recipes.ledger import FOLDER, Ledger, whole_checkpoints
 from shared.contracts.jobs import FailureReason
 
+SHOWN: tuple[str, ...] = ("loss", "learning_rate", "grad_norm")
 CHECKPOINTS = "checkpoints"
 """The folder within the run's own where a trainer saves."""
 SPEED_STEPS = 20
@@ -80,7 +81,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
             if not math.isfinite(logs.get(what, 0.0)):
                 raise _diverged(what.replace("grad_norm", "gradient"), logs[what], step, args.learning_rate)
         self.ledger.trained(step, logs["loss"])
-        metrics = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        metrics: dict[str, float] = {name: float(logs[name]) for name in SHOWN if name in logs}
         metrics["tokens_per_second"] = self._speed()
         self._tell(state, metrics)
 

@@ -1,15 +1,14 @@
 """From a sample to token ids and labels: which tokens count in the loss.
 
-Most chat templates do not mark the assistant's part (`{% generation %}`), so the answers are found by rendering the chat
-once more up to each of them: what an answer adds to the text is what is learnt, its end-of-turn token among it, so that
-the model learns to stop.
+Most chat templates do not mark the assistant's part (`{% generation %}`), so the answers are found by rendering the
+chat once more up to each of them: what an answer adds to the text is what is learnt, its end-of-turn token among it, so
+that the model learns to stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from services.trainer.recipes.chat_data import Chat, Pair, Sample
@@ -81,7 +80,7 @@ class Renderer:
     def _one_answer(self, chat: Chat, turn: int) -> Rendered:
         before = self._template(chat, chat.messages[:turn], prompt=True)
         after = self._template(chat, chat.messages[: turn + 1])
-        return self._tokens(after, [_answer(commonprefix([before, after]), after)])
+        return self._tokens(after, [_answer(_common(before, after), after)])
 
     def _pair(self, pair: Pair) -> Rendered:
         text = pair.prompt + pair.completion
@@ -110,6 +109,12 @@ class Renderer:
 def _answer(before: str, after: str) -> Span:
     """The answer's span, without the white space that a template puts behind its end-of-turn token."""
     return len(before), max(len(before) + 1, len(after.rstrip()))
+
+
+def _common(one: str, other: str) -> str:
+    """The text that both begin with."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
 
 
 def _overlaps(token: Span, spans: list[Span]) -> bool:

@@ -15,10 +15,19 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "tokenizers")
 
 
 def prepare_environment(hub: bool = False) -> None:
-    """No telemetry, and no network but for a base model of the hub."""
+    """No telemetry, no network but for a base model of the hub, and threads that sleep while they wait.
+
+    By default OpenMP's threads spin: with other processes on the same cores, a step was measured at 3.6 s that takes
+    0.06 s with sleeping ones, and nothing was lost on an idle machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    # What moves is told by progress reports; bars would only fill the job's log.
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if not hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # On CPU: `pin_memory` cannot be used, which is no news.

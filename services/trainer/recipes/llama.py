@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +78,8 @@ def trainer_maker(config: Any, params: PretrainParams, training: Any, validation
 
 
 def save(made: Trained, folder: Path, tokenizer: Any) -> None:
-    """Weights (the best where early stopping kept them), tokenizer and generation config: a model that serves."""
+    """Weights, tokenizer and generation config: a model that serves."""
     made.trainer.save_model(str(folder))
-    if made.best is not None:
-        shutil.copytree(made.best, folder, dirs_exist_ok=True)
     tokenizer.save_pretrained(str(folder))
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

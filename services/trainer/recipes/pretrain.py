@@ -37,11 +37,11 @@ def run(context: RecipeContext) -> list[MadeOutput]:
 
 def _train(context: RecipeContext, params: PretrainParams, tokenizer: Any) -> list[MadeOutput]:
     from services.trainer.recipes import llama
-    from services.trainer.recipes.precision import choose_precision
+    from services.trainer.recipes.model_precision import precision_for
     from services.trainer.recipes.report_file import add_runs, keep_plain, write_report
     from services.trainer.recipes.training import Rows, train
 
-    precision = choose_precision(params.precision)
+    precision = precision_for(params.precision, params.hidden_size)
     training, validation, tokens = _windows(context, params, tokenizer)
     rows = Rows(len(training), params.context_length, len(validation))
     context.report.log(

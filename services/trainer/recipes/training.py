@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback
+from transformers.utils.logging import disable_progress_bar
 
 from services.trainer.recipes.api import RecipeContext, RecipeError, Stopped
 from services.trainer.recipes.batch_size import BatchSize, ModelSize, choose_batch_size
@@ -36,11 +37,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training. `best` is the folder of the best weights where early stopping kept them."""
+    """A finished training: `trainer.model` has the last weights, or the best where early stopping looked for them.
+
+    `runs` is the folder of the TensorBoard files.
+    """
 
     trainer: Any
     ledger: Ledger
-    best: Path | None
     runs: Path
 
 
@@ -87,6 +90,7 @@ def train(
 ) -> Trained:
     """Train to the end, in smaller batches where memory runs out. Raises Stopped or RecipeError."""
     torch.set_num_threads(cpu_count())
+    disable_progress_bar()
     restore(context)
     resume = context.resume_from
     batch: BatchSize | None = _first_batch(params, precision, rows, size, Ledger.load(resume))
@@ -136,9 +140,12 @@ def _run(
         if rows.validation and not ledger.validated(trainer.state.global_step):
             trainer.evaluate()
         _stop_if(watch.stopped)
+        if watch.best.is_dir():
+            trainer.take_weights(watch.best)
+            context.report.log(f"the best weights are kept: those of step {ledger.best_step}")
     finally:
         watch.close()
-    return Trained(trainer, ledger, watch.best if watch.best.is_dir() else None, watch.runs)
+    return Trained(trainer, ledger, watch.runs)
 
 
 def _stop_if(stopped: bool) -> None:
