@@ -1,4 +1,4 @@
-"""Who asks. The middleware refuses before a byte of the body is read; routes take the principal from `authenticated`."""
+"""Who asks. The middleware refuses before the body is read; routes take the principal from `authenticated`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ ApiError
 ├── Conflict          409  it cannot be done in the state that things are in
 ├── TooLarge          413  body or upload over the limit
 ├── UnsupportedMedia  415  another content type is needed
+├── NoSuchRange       416  the object is shorter than that
 ├── TooMany           429  a limit that waiting does lift
 ├── Unavailable       503  something that is needed is away; try again
 └── NoRoom            507  the store is full
@@ -94,7 +95,7 @@ class UnsupportedMedia(ApiError):
     type = "invalid_request_error"
 
 
-class RangeNotSatisfiable(ApiError):
+class NoSuchRange(ApiError):
     status = 416
     type = "invalid_request_error"
 
@@ -167,6 +168,8 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body
+        return error.__cause__.response()
     message = {
         404: f"There is no {request.method} {request.url.path} here; /docs lists what there is.",
         405: f"{request.url.path} does not take {request.method}.",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from services.gateway.inference import InferenceGateway
 from services.gateway.keys import Keys
 from services.gateway.submissions import Submissions
 from services.gateway.view import View
@@ -23,6 +24,7 @@ class Gateway:
     keys: Keys
     view: View
     submissions: Submissions
+    inference: InferenceGateway
 
 
 def _of(request: Request) -> Gateway:

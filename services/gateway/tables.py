@@ -66,6 +66,8 @@ submissions = Table(
     Column("resource_id", String(255), nullable=False),
     Column("topic", String(64), nullable=False),
     Column("command", LargeBinary, nullable=False),
+    # When it is through: `published`, `seen` on a state topic, or `answered` by the registry.
+    Column("until", String(16), nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("next_at", Moment, nullable=False),
     Column("tries", Integer, nullable=False),
@@ -93,7 +95,7 @@ jobs = Table(
     Column("created_at", Moment, nullable=False),
     Column("dispatched_at", Moment),
     Column("state", JSON, nullable=False),
-    Index("ix_jobs_list", "tenant", "created_at", "job_id"),
+    Index("ix_jobs_list", "tenant", "job_id"),
     Index("ix_jobs_status", "status", "tenant"),
 )
 
@@ -175,7 +177,7 @@ files = Table(
     Column("status", String(32), nullable=False),
     Column("status_details", Text),
     Column("deleted", Boolean, nullable=False),
-    Index("ix_files_list", "tenant", "created_at", "file_id"),
+    Index("ix_files_list", "tenant", "file_id"),
 )
 
 # Version 0: asked for, and not on `deployments.desired` yet. `wanted` is the spec that was asked for last.

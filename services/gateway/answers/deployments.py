@@ -1,0 +1,91 @@
+"""Deployments with their replicas, and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.gateway.answers import unix
+from services.gateway.view.deployments import Deployment
+from services.gateway.view.fleet import Heard
+from shared.contracts.deployments import ReplicaState, ReplicaStatus
+
+
+def deployment(found: Deployment, replicas: Sequence[ReplicaStatus]) -> dict[str, Any]:
+    """What is wanted, what there is, and why they differ."""
+    spec = found.spec
+    ready = sum(status.state is ReplicaState.ready for status in replicas)
+    return {
+        "id": found.name,
+        "object": "deployment",
+        "name": found.name,
+        "model": spec.model.ref,
+        "status": status_of(found, replicas),
+        "replicas": spec.replicas,
+        "ready_replicas": ready,
+        "problem": _problem(found, replicas),
+        "adapters": [pin.ref for pin in spec.adapters],
+        "auto_adapters": spec.auto_adapters,
+        "max_loras": spec.max_loras,
+        "max_lora_rank": spec.max_lora_rank,
+        "engine": spec.engine,
+        "engine_args": spec.engine_args,
+        "max_queue": spec.max_queue,
+        "resources": spec.resources.model_dump(mode="json"),
+        "created_at": unix(found.created_at),
+        "version": found.desired.version if found.desired else 0,
+        "replica_statuses": [_replica(status) for status in replicas],
+    }
+
+
+def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
+    """`deleting`, `pending` (not scheduled yet), `stopped`, `ready`, `degraded`, `failed` or `starting`."""
+    if found.deleting:
+        return "deleting"
+    if found.desired is None:
+        return "pending"
+    if found.spec.replicas == 0:
+        return "stopped"
+    states = [status.state for status in replicas]
+    ready = states.count(ReplicaState.ready)
+    if ready:
+        return "ready" if ready >= found.spec.replicas else "degraded"
+    return "failed" if states and all(state is ReplicaState.failed for state in states) else "starting"
+
+
+def node(name: str, roles: Sequence[Heard], silent_after_s: float) -> dict[str, Any]:
+    """A machine, and what each of its agents says of it."""
+    return {
+        "id": name,
+        "object": "node",
+        "name": name,
+        "alive": any(_alive(heard, silent_after_s) for heard in roles),
+        "roles": [
+            {
+                "role": heard.heartbeat.role,
+                "alive": _alive(heard, silent_after_s),
+                "silent_s": round(heard.silent_s, 1),
+                "capacity": heard.heartbeat.capacity.model_dump(mode="json"),
+                "runs": [run.model_dump(mode="json") for run in heard.heartbeat.runs],
+                "replicas": heard.heartbeat.replicas,
+                "version": heard.heartbeat.version,
+                "stopping": heard.heartbeat.stopping,
+            }
+            for heard in roles
+        ],
+    }
+
+
+def _alive(heard: Heard, silent_after_s: float) -> bool:
+    return heard.silent_s < silent_after_s and not heard.heartbeat.stopping
+
+
+def _problem(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
+    if found.desired and found.desired.problem:
+        return found.desired.problem
+    return next((status.reason for status in replicas if status.state is ReplicaState.failed), "")
+
+
+def _replica(status: ReplicaStatus) -> dict[str, Any]:
+    words = {"replica_id", "node", "state", "percent", "reason", "model", "adapters", "failed_adapters", "load"}
+    return {"id": status.replica_id, **status.model_dump(mode="json", include=words | {"max_model_len", "restarts"})}

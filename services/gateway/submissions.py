@@ -1,0 +1,174 @@
+"""What was answered with a 2xx and must have its effect: commands, committed before they are published.
+
+A submission is published again until it is through: until the scheduler shows the job, until the registry has answered,
+or, for the rest, until the durable bus has it. Commands about one subject go out in the order of their acceptance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy.exc import IntegrityError
+from structlog import get_logger
+
+from services.gateway.errors import Conflict, Unavailable
+from services.gateway.outbox import Outbox, in_the_way
+from services.gateway.sql import reading
+from services.gateway.tables import submissions
+from shared.bus.port import Bus, BusError
+from shared.contracts.message import Message
+from shared.contracts.topics import Topic
+from shared.settings import Settings
+
+log = get_logger("gateway.submissions")
+
+JOINS_FOR = timedelta(minutes=10)
+"""How long an SDK's own retry, which has no key, joins the first try of the same body."""
+FIRST_REPEAT = timedelta(seconds=2)
+
+Until = Literal["published", "seen", "answered"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What makes two requests one: who asks for what with which body, and the client's own key, if it sent one."""
+
+    tenant: str
+    operation: str
+    body_hash: str
+    key: str | None = None
+    retried: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command, where it goes, and what it is about."""
+
+    topic: Topic
+    subject: str
+    resource_id: str
+    command: Message
+    until: Until
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A submission that is committed. `joined`: it was there before."""
+
+    command_id: str
+    resource_id: str
+    joined: bool = False
+
+
+class Submissions:
+    """Accepts commands, and lets the outbox bring them to the bus."""
+
+    def __init__(self, engine: Engine, bus: Bus, settings: Settings) -> None:
+        self._engine = engine
+        self._limit = settings.max_unpublished
+        self.outbox = Outbox(engine, bus)
+
+    def start(self) -> None:
+        self.outbox.start()
+
+    def stop(self) -> None:
+        self.outbox.stop()
+
+    def earlier(self, asked: Asked) -> Accepted | None:
+        """What the same request was answered with before. Raises Conflict where the key had another body."""
+        with reading(self._engine) as sql:
+            return _earlier(sql, asked)
+
+    def accept(self, asked: Asked, order: Order, alongside: Callable[[Connection], object] | None = None) -> Accepted:
+        """Commit the order, and what `alongside` writes, in one transaction; then publish.
+
+        Raises Conflict as `earlier` does, and Unavailable when too much waits for the bus.
+        """
+        try:
+            accepted, clear = self._commit(asked, order, alongside)
+        except IntegrityError:  # the same key came in on another gateway between our look and our commit
+            accepted, clear = self._commit(asked, order, alongside)
+        if clear and not accepted.joined:
+            self._publish(order)
+        return accepted
+
+    def _publish(self, order: Order) -> None:
+        try:
+            self.outbox.publish(order.topic, order.subject, order.command)
+        except BusError as error:  # it is committed: the outbox goes on trying
+            log.warning("publish_put_off", command_id=order.command.id, reason=str(error))
+
+    def outcome(self, command_id: str) -> tuple[bool, str | None]:
+        """Whether a submission is through, and why it was rejected, if it was."""
+        with reading(self._engine) as sql:
+            row = sql.execute(
+                select(submissions.c.done_at, submissions.c.rejected).where(submissions.c.command_id == command_id)
+            ).one_or_none()
+        return (row is None or row.done_at is not None, row.rejected if row else None)
+
+    def _commit(
+        self, asked: Asked, order: Order, alongside: Callable[[Connection], object] | None
+    ) -> tuple[Accepted, bool]:
+        with self._engine.begin() as sql:
+            if earlier := _earlier(sql, asked):
+                return earlier, False
+            self._check_room(sql)
+            clear = not sql.execute(select(in_the_way(order.subject))).scalar()
+            sql.execute(insert(submissions).values(_row(asked, order, datetime.now(UTC))))
+            if alongside:
+                alongside(sql)
+        return Accepted(order.command.id, order.resource_id), clear
+
+    def _check_room(self, sql: Connection) -> None:
+        waiting = select(func.count()).select_from(submissions).where(submissions.c.published_at.is_(None))
+        if (sql.execute(waiting).scalar() or 0) >= self._limit:
+            raise Unavailable(
+                f"{self._limit} requests wait for the bus already; try again when it is back.",
+                retry_after_s=10,
+                code="bus_away",
+            )
+
+
+def _earlier(sql: Connection, asked: Asked) -> Accepted | None:
+    mine = submissions.c.tenant == asked.tenant
+    if asked.key:
+        row = sql.execute(select(submissions).where(mine, submissions.c.idempotency_key == asked.key)).one_or_none()
+        if row and (row.body_hash, row.operation) != (asked.body_hash, asked.operation):
+            raise Conflict(
+                "This Idempotency-Key was used for another request; take a new key for a new request.",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+    elif asked.retried:
+        row = sql.execute(
+            select(submissions)
+            .where(mine, submissions.c.body_hash == asked.body_hash, submissions.c.operation == asked.operation)
+            .where(submissions.c.created_at > datetime.now(UTC) - JOINS_FOR)
+            .order_by(submissions.c.created_at.desc())
+            .limit(1)
+        ).one_or_none()
+    else:
+        return None
+    return Accepted(row.command_id, row.resource_id, joined=True) if row else None
+
+
+def _row(asked: Asked, order: Order, now: datetime) -> dict[str, Any]:
+    return {
+        "command_id": order.command.id,
+        "tenant": asked.tenant,
+        "idempotency_key": asked.key,
+        "operation": asked.operation,
+        "body_hash": asked.body_hash,
+        "subject": order.subject,
+        "resource_id": order.resource_id,
+        "topic": order.topic.name,
+        "command": order.command.encode(),
+        "until": order.until,
+        "created_at": now,
+        "next_at": now + FIRST_REPEAT,
+        "tries": 0,
+    }
