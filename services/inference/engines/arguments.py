@@ -10,10 +10,10 @@ from typing import Any
 from services.inference.control import ReplicaSpec
 from services.inference.engines import EngineRefused
 
-OWNED = frozenset(
-    ["model", "served_model_name", "enable_lora", "max_loras", "max_lora_rank", "lora_modules", "config"]
-    + ["host", "port", "uds", "api_key", "root_path", "ssl_keyfile", "ssl_certfile", "headless", "api_server_count"]
-)
+OWNED = {
+    *("model", "served_model_name", "enable_lora", "max_loras", "max_lora_rank", "lora_modules", "config"),
+    *("host", "port", "uds", "api_key", "root_path", "ssl_keyfile", "ssl_certfile", "headless", "api_server_count"),
+}
 """What the deployment itself decides, or what has no meaning without a socket."""
 
 DEFAULT_KV_CACHE_BYTES = 2**30

@@ -57,10 +57,14 @@ async def open_echo(spec: ReplicaSpec, on_phase: OnPhase) -> AsyncIterator[EchoE
     on_phase("starting", 10)
     if args.refuse:
         raise EngineRefused(args.refuse)
-    if args.crash_at_start or (args.crash_while and os.path.exists(args.crash_while)):
+    if args.crash_at_start or _exists(args.crash_while):
         crash(f"ValueError: {args.crash_at_start or 'asked to crash'}")
     await asyncio.sleep(3600 if args.hang_at_start else args.start_s)
     yield EchoEngine(spec.served_name, args)
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and os.path.exists(path)
 
 
 def crash(last_words: str) -> None:
@@ -85,7 +89,7 @@ class EchoEngine:
         return ""
 
     async def load_adapter(self, ref: str, folder: Path) -> None:
-        if ref in self._args.refuse_adapters or not os.path.isdir(folder):
+        if ref in self._args.refuse_adapters or not _exists(str(folder)):
             raise AdapterRefused(f"{ref} cannot be loaded from {folder}")
         self.models.add(ref)
 

@@ -1,1 +1,1 @@
-"""One replica, an engine behind the queue: `python -m services.inference.replica <spec file> <socket> <agent's pid>`."""
+"""One replica: an engine behind the queue. `python -m services.inference.replica <spec file> <socket> <pid>`."""

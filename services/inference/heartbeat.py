@@ -1,0 +1,77 @@
+"""The node's heartbeat: every few seconds, and at once when its list of replicas changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from uuid import uuid4
+
+import structlog
+
+from shared.bus.port import Bus, BusError
+from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
+from shared.contracts.topics import NODES_HEARTBEATS
+
+log = structlog.get_logger(__name__)
+
+FAREWELL_TIMEOUT_S = 5.0
+
+
+class Heartbeat:
+    """Says what this node has and which replicas it keeps. Changes that come together go out together."""
+
+    def __init__(
+        self, bus: Bus, node: str, capacity: Capacity, replicas: Callable[[], list[str]], every_s: float
+    ) -> None:
+        self._bus = bus
+        self._node = node
+        self._capacity = capacity
+        self._replicas = replicas
+        self._every_s = every_s
+        self._boot_id = uuid4().hex
+        self._seq = 0
+        self._due = asyncio.Event()
+
+    def soon(self) -> None:
+        """The list of replicas changed."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Beat until cancelled. While the bus is away a beat waits for its turn; none is said twice."""
+        while True:
+            self._due.clear()
+            await self._send()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self._every_s)
+
+    async def say_farewell(self) -> None:
+        """The last word of an orderly stop; waits a little for it to be durable."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._send(stopping=True), FAREWELL_TIMEOUT_S)
+
+    async def _send(self, *, stopping: bool = False) -> None:
+        heartbeat = NodeHeartbeat(
+            node=self._node,
+            role=Role.inference,
+            boot_id=self._boot_id,
+            capacity=self._capacity,
+            replicas=self._replicas(),
+            version=_version(),
+            stopping=stopping,
+            seq=self._seq,
+        )
+        self._seq += 1
+        key = node_key(self._node, Role.inference)
+        try:
+            await asyncio.wrap_future(self._bus.publish(NODES_HEARTBEATS, key, heartbeat))
+        except BusError as error:
+            log.warning("heartbeat_not_sent", reason=str(error))
+
+
+def _version() -> str:
+    try:
+        return version("llm-os")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,133 @@
+"""Composition root of the node agent: settings in, objects built, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from pathlib import Path
+from typing import IO
+
+import psutil
+import structlog
+from setproctitle import setproctitle
+
+import shared.bus
+import shared.store
+from services.inference.agent import Agent
+from services.inference.handlers import Handlers
+from services.inference.heartbeat import Heartbeat
+from services.inference.keeper import Node
+from services.inference.leftovers import Leftovers
+from services.inference.process import Launcher
+from services.inference.pulling import Puller
+from services.inference.reports import StatusReports
+from shared.bus.port import Bus, BusUnavailable
+from shared.capacity import measure_capacity
+from shared.contracts.topics import DEPLOYMENTS_DESIRED
+from shared.settings import Settings, SettingsError, die, load_settings
+from shared.store.cache import ArtifactCache
+from shared.store.port import ObjectStore
+from shared.telemetry import setup_telemetry
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 24 * 3600
+LAST_WORDS_S = 5.0
+BUS_RETRY_S = 1.0
+
+
+class NodeTaken(Exception):
+    """Another agent of that name runs on this machine."""
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+        bus = shared.bus.connect(settings.bus_url, f"inference-{settings.node}")
+        store = shared.store.connect(settings)
+        setup_telemetry(settings, "inference")
+        setproctitle("llmos: inference")
+        with take_node(settings.home / "inference", settings.node):
+            asyncio.run(serve(settings, bus, store))
+    except (SettingsError, NodeTaken) as error:
+        die(error)
+
+
+async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.Event | None = None) -> None:
+    """Be the node's agent until SIGTERM or SIGINT, or until `stop` is set."""
+    stop = stop or stop_at_signals()
+    folder = settings.home / "inference" / settings.node
+    leftovers = Leftovers(folder / "replicas")
+    left = leftovers.end_all()
+    if not await bus_answers(bus, stop):
+        return
+    node = assemble(settings, store, leftovers, folder)
+    reports = StatusReports(bus)
+    agent = Agent(node, reports, lambda: heartbeat.soon(), left)
+    heartbeat = Heartbeat(bus, settings.node, node.capacity, lambda: agent.replicas, settings.heartbeat_s)
+    handlers = Handlers(agent, asyncio.get_running_loop())
+    beating = asyncio.create_task(heartbeat.run())
+    following = bus.follow(DEPLOYMENTS_DESIRED, handlers.on_desired, handlers.on_caught_up)
+    log.info("inference_ready", cpus=node.capacity.cpus, devices=len(node.capacity.devices))
+    await stop.wait()
+    log.info("inference_stopping")
+    await asyncio.to_thread(following.close)
+    await agent.stop()
+    await reports.close(LAST_WORDS_S)
+    beating.cancel()
+    await heartbeat.say_farewell()
+    await asyncio.to_thread(bus.close)
+
+
+def assemble(settings: Settings, store: ObjectStore, leftovers: Leftovers, folder: Path) -> Node:
+    """What the keepers of this node share."""
+    cache = ArtifactCache(store, settings.home / "cache", settings.cache_bytes, settings.cache_max_age_days * DAY_S)
+    return Node(
+        settings=settings,
+        capacity=measure_capacity(settings.slots),
+        puller=Puller(store, cache),
+        launch=Launcher(settings, folder),
+        leftovers=leftovers,
+        available_bytes=lambda: psutil.virtual_memory().available,
+    )
+
+
+def stop_at_signals() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def bus_answers(bus: Bus, stop: asyncio.Event) -> bool:
+    """Wait for the bus; False when asked to stop before it came."""
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(bus.ping)
+            return True
+        except BusUnavailable as error:
+            log.info("waiting_for_the_bus", reason=str(error))
+            await asyncio.sleep(BUS_RETRY_S)
+    return False
+
+
+def take_node(home: Path, node: str) -> IO[str]:
+    """Hold the node's name on this machine for as long as the returned file is open. Raises NodeTaken."""
+    home.mkdir(parents=True, exist_ok=True)
+    file = (home / f"{node}.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise NodeTaken(
+            f"an inference agent for {node!r} runs here already (process {holder}); stop it, or set LLMOS_NODE"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

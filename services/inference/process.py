@@ -1,0 +1,151 @@
+"""A replica's process as its agent sees it: started, listened to, told what is wanted, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from services.inference.control import (
+    MAX_MESSAGE_BYTES,
+    ReplicaSpec,
+    Report,
+    Wishes,
+    decode_report,
+    encode,
+    socket_pair,
+)
+from services.inference.process_group import kill_group
+from shared.settings import PREFIX, Settings
+
+LOG_BYTES = 32 << 20
+TAIL_BYTES = 1 << 16
+HANDED_ON = ("home", "node", "log_level", "redis_url", "requests_url")
+"""Settings that a replica needs; no keys among them."""
+SHARDS = re.compile(rb"checkpoint shards:\s+(\d+)%")
+
+
+class Process(Protocol):
+    """What the keeper needs of a replica's process."""
+
+    pid: int
+
+    def reports(self) -> AsyncIterator[Report]:
+        """What the replica says, until its process has ended."""
+
+    def wish(self, wishes: Wishes) -> None: ...
+
+    async def ended(self) -> int:
+        """The exit code, once it has ended."""
+
+    async def kill(self) -> None:
+        """Now, with everything that it started."""
+
+    def log_tail(self) -> list[str]:
+        """The last lines that this start of it said."""
+
+    def loading_percent(self) -> float | None:
+        """How much of the weights the engine's log says it has read."""
+
+
+class Launch(Protocol):
+    async def __call__(self, spec: ReplicaSpec) -> Process:
+        """Start the replica of this specification."""
+
+
+class ReplicaProcess:
+    """`python -m services.inference.replica` in a process group of its own."""
+
+    def __init__(self, child: asyncio.subprocess.Process, line: socket.socket, log: Path, log_from: int) -> None:
+        self.pid = child.pid
+        self._child = child
+        self._line = line
+        self._log = log
+        self._log_from = log_from
+
+    async def reports(self) -> AsyncIterator[Report]:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                raw = await loop.sock_recv(self._line, MAX_MESSAGE_BYTES)
+            except OSError:
+                raw = b""
+            if not raw:
+                return
+            yield decode_report(raw)
+
+    def wish(self, wishes: Wishes) -> None:
+        with suppress(OSError):  # it has ended: that is seen elsewhere
+            self._line.send(encode(wishes))
+
+    async def ended(self) -> int:
+        return await self._child.wait()
+
+    async def kill(self) -> None:
+        kill_group(self.pid)
+        await self._child.wait()
+        kill_group(self.pid)  # what it started in the instant between
+        self._line.close()
+
+    def log_tail(self) -> list[str]:
+        with self._log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_from, end - TAIL_BYTES))
+            return log.read().decode(errors="replace").splitlines()
+
+    def loading_percent(self) -> float | None:
+        found = SHARDS.findall("\n".join(self.log_tail()[-20:]).encode())
+        return float(found[-1]) if found else None
+
+
+class Launcher:
+    """Starts replicas of this node; what they say goes to `home`/logs/replica-<id>.log."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._specs = folder / "specs"
+        self._logs = settings.home / "logs"
+        for needed in (self._specs, self._logs):
+            needed.mkdir(parents=True, exist_ok=True)
+
+    async def __call__(self, spec: ReplicaSpec) -> ReplicaProcess:
+        path = self._specs / f"{spec.replica_id}.json"
+        path.write_bytes(encode(spec))
+        log = self._logs / f"replica-{spec.replica_id}.log"
+        log_from = _rotated(log)
+        ours, theirs = socket_pair()
+        ours.setblocking(False)
+        with log.open("ab") as output, theirs:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "services.inference.replica", str(path)),
+                *(str(theirs.fileno()), str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                env=replica_environment(self._settings),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        return ReplicaProcess(child, ours, log, log_from)
+
+
+def replica_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment with the settings that a replica needs and no others."""
+    foreign = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    own = {PREFIX + name.upper(): str(getattr(settings, name)) for name in HANDED_ON}
+    return {**foreign, **own, "PYTHONUNBUFFERED": "1"}
+
+
+def _rotated(log: Path) -> int:
+    """Keep one old log where this one has grown too long. Returns where a new start's lines begin."""
+    size = log.stat().st_size if log.exists() else 0
+    if size <= LOG_BYTES:
+        return size
+    log.replace(log.with_suffix(".log.1"))
+    return 0

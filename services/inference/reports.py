@@ -1,0 +1,61 @@
+"""The agent's word on the bus: the latest status of every replica, again until the bus has taken it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from shared.bus.port import Bus, BusError
+from shared.contracts.deployments import ReplicaStatus
+from shared.contracts.topics import DEPLOYMENTS_STATUS
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 1.0
+
+
+class StatusReports:
+    """Publishes statuses in order per replica. What is overtaken while the bus is away is not sent at all."""
+
+    def __init__(self, bus: Bus, retry_s: float = RETRY_S) -> None:
+        self._bus = bus
+        self._retry_s = retry_s
+        self._latest: dict[str, ReplicaStatus | None] = {}
+        self._sending: dict[str, asyncio.Task[None]] = {}
+
+    def say(self, replica_id: str, status: ReplicaStatus | None) -> None:
+        """This is the replica's status now; None is its tombstone. Never blocks."""
+        self._latest[replica_id] = status
+        if replica_id not in self._sending:
+            self._sending[replica_id] = asyncio.create_task(self._send(replica_id))
+
+    async def said(self, replica_id: str) -> None:
+        """Returns when all that was said of the replica is durable."""
+        if sending := self._sending.get(replica_id):
+            await asyncio.shield(sending)
+
+    async def close(self, timeout_s: float) -> None:
+        """Say what is still to be said, for at most so long."""
+        if tasks := list(self._sending.values()):
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+
+    async def _send(self, replica_id: str) -> None:
+        try:
+            while replica_id in self._latest:
+                status = self._latest.pop(replica_id)
+                if not await self._published(replica_id, status):
+                    self._latest.setdefault(replica_id, status)  # unless there is newer news by now
+                    await asyncio.sleep(self._retry_s)
+        finally:
+            del self._sending[replica_id]
+
+    async def _published(self, replica_id: str, status: ReplicaStatus | None) -> bool:
+        try:
+            await asyncio.wrap_future(self._bus.publish(DEPLOYMENTS_STATUS, replica_id, status))
+        except BusError as error:
+            log.warning("status_not_published", replica=replica_id, reason=str(error))
+            return False
+        return True
