@@ -118,7 +118,7 @@ class Keeper:
             self._node.puller.release(folder)
 
     async def _pull(self, seat: Seat) -> Path:
-        """The model's folder, in use until released. A model too big for the node is refused before a byte is pulled."""
+        """The model's folder, in use until released. What can never fit is refused before a byte is pulled."""
         self._standing.begin_life()
         self._standing.say(ReplicaState.pulling, percent=0.0)
         pin, puller = seat.spec.model, self._node.puller

@@ -1,0 +1,218 @@
+"""The node agent with real replica processes of the echo engine, over a real Valkey."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from shared.bus.memory import MemoryBus
+from shared.contracts.artifacts import ArtifactKind, ArtifactPin
+from shared.contracts.deployments import DeploymentSpec, ReplicaState
+from shared.contracts.inference import FrameKind, Refusal
+from shared.settings import Settings
+from shared.store.local import LocalStore
+from tests.integration.inference_node import Desk, register, running_agent, text_of
+from tests.servers import ValkeyServer, valkey
+from tests.waiting import aeventually
+
+CHAT: dict[str, Any] = {"model": "tiny@1", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ValkeyServer]:
+    with valkey(durable=False) as started:
+        yield started
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: ValkeyServer) -> Settings:
+    return Settings(
+        home=tmp_path, node="n1", redis_url=server.unix_url, heartbeat_s=0.5, drain_timeout_s=10, replica_max_crashes=2
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "objects")
+
+
+@pytest.fixture
+async def desk(settings: Settings, store: LocalStore) -> AsyncIterator[Desk]:
+    """A desk at a node whose agent runs."""
+    bus = MemoryBus()
+    desk = Desk(bus, settings.redis_url, store)
+    await desk.open()
+    async with running_agent(settings, bus, store):
+        yield desk
+    await desk.close()
+
+
+@pytest.fixture
+def model(store: LocalStore, tmp_path: Path) -> ArtifactPin:
+    return artifact(store, tmp_path, "tiny", 1, ArtifactKind.model)
+
+
+def artifact(store: LocalStore, tmp_path: Path, name: str, version: int, kind: ArtifactKind) -> ArtifactPin:
+    folder = tmp_path / "made" / name / str(version)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(f"{name} {version}".encode())
+    return register(store, name, version, folder, kind)
+
+
+def echo(model: ArtifactPin, **fields: Any) -> DeploymentSpec:
+    args = fields.pop("args", {})
+    return DeploymentSpec(model=model, engine="echo", engine_args=args, **fields)
+
+
+async def test_a_deployment_becomes_ready_and_answers(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model), "r1")
+    status = await desk.until("r1", ReplicaState.ready)
+    assert (status.model, status.max_model_len, status.deployment, status.node) == ("tiny@1", 4096, "chat", "n1")
+    assert desk.watched.states("r1") == [ReplicaState.pulling, ReplicaState.loading, ReplicaState.ready]
+    answer = await desk.answer(await desk.ask("r1", {**CHAT, "max_tokens": 3}))
+    assert [frame.kind for frame in answer] == [FrameKind.start, FrameKind.end]
+    assert json.loads(text_of(answer))["choices"][0]["message"]["content"] == "tiny@1: 0 1 2"
+    await aeventually(lambda: desk.watched.heartbeats and desk.watched.heartbeats[-1].replicas == ["r1"])
+
+
+async def test_a_crashed_replica_is_started_again(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"crash_on": "die"}), "r1")
+    first = await desk.until("r1", ReplicaState.ready)
+    await desk.ask("r1", {**CHAT, "user": "die"})
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.restarts == 1 and last.max_model_len)
+    second = await desk.until("r1", ReplicaState.ready)
+    assert second.boot_id != first.boot_id
+    assert await desk.answer(await desk.ask("r1", CHAT))
+
+
+async def test_a_replica_that_crashes_again_and_again_fails_with_its_reason(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"crash_at_start": "no room for the KV cache"}), "r1")
+    failed = await desk.until("r1", ReplicaState.failed)
+    assert failed.reason == "ValueError: no room for the KV cache"
+    assert failed.restarts == 1
+    desk.want("chat", echo(model), "r1")
+    await desk.until("r1", ReplicaState.ready)
+
+
+async def test_an_unknown_engine_argument_fails_at_once_and_is_named(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"tokenz": 3}), "r1")
+    failed = await desk.until("r1", ReplicaState.failed)
+    assert "tokenz" in failed.reason
+    assert failed.restarts == 0
+
+
+async def test_a_model_that_is_not_in_the_store_fails_with_its_name(desk: Desk) -> None:
+    pin = ArtifactPin(name="ghost", version=7, kind=ArtifactKind.model, manifest_key="manifests/default/ghost/7.json")
+    desk.want("chat", echo(pin), "r1")
+    assert "ghost@7" in (await desk.until("r1", ReplicaState.failed)).reason
+
+
+async def test_undeploying_drains_and_leaves_no_status(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"delay_s": 0.05}), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    request = await desk.ask("r1", {**CHAT, "max_tokens": 20, "stream": True})
+    await aeventually(lambda: desk.seen(request))
+    desk.want("chat", None)
+    await desk.until("r1", ReplicaState.draining)
+    late = await desk.answer(await desk.ask("r1", CHAT))
+    assert late[0].kind is FrameKind.refused
+    assert b"tiny@1: 0" in text_of(await desk.answer(request))
+    await desk.gone("r1")
+    assert replica_processes() == []
+
+
+async def test_another_model_version_takes_the_place_of_the_old(
+    desk: Desk, model: ArtifactPin, store: LocalStore, tmp_path: Path
+) -> None:
+    desk.want("chat", echo(model), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    desk.want("chat", echo(artifact(store, tmp_path, "tiny", 2, ArtifactKind.model)), "r1")
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.model == "tiny@2" and last.max_model_len, 30)
+
+
+async def test_adapters_come_and_go_without_a_restart(
+    desk: Desk, model: ArtifactPin, store: LocalStore, tmp_path: Path
+) -> None:
+    desk.want("chat", echo(model), "r1")
+    boot = (await desk.until("r1", ReplicaState.ready)).boot_id
+    adapter = artifact(store, tmp_path, "style", 1, ArtifactKind.adapter)
+    missing = ArtifactPin(name="none", version=1, kind=ArtifactKind.adapter, manifest_key="manifests/default/none/1")
+    desk.want("chat", echo(model, adapters=[adapter, missing]), "r1")
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.adapters == ["style@1"], 10)
+    await aeventually(lambda: (last := desk.watched.last("r1")) and "none@1" in last.failed_adapters, 10)
+    answer = await desk.answer(await desk.ask("r1", {**CHAT, "model": "style@1"}))
+    assert b"style@1: 0" in text_of(answer)
+    desk.want("chat", echo(model), "r1")
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.adapters == [], 10)
+    gone = await desk.answer(await desk.ask("r1", {**CHAT, "model": "style@1"}))
+    assert b"does not exist" in text_of(gone)
+    last = desk.watched.last("r1")
+    assert last is not None
+    assert last.boot_id == boot
+
+
+async def test_past_its_limit_a_replica_refuses_and_says_when_to_come_again(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"hang_on": "wait"}, max_queue=2), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    held = [await desk.ask("r1", {**CHAT, "user": "wait"}) for _ in range(2)]
+    refused = (await desk.answer(await desk.ask("r1", CHAT)))[0]
+    assert refused.kind is FrameKind.refused
+    refusal = msgspec.msgpack.decode(refused.data, type=Refusal)
+    assert (refusal.queue, refusal.retry_after_s > 0) == (2, True)
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 2)
+    await desk.cancel("r1", held[0])
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 1)
+    assert (await desk.answer(await desk.ask("r1", CHAT)))[-1].kind is FrameKind.end
+
+
+async def test_a_passed_deadline_ends_with_a_sentence(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"hang_on": "wait"}), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    answer = await desk.answer(await desk.ask("r1", {**CHAT, "user": "wait"}, timeout_ms=50))
+    assert answer[-1].kind is FrameKind.failed
+    assert "50 ms" in answer[-1].data.decode()
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 0)
+
+
+async def test_a_replica_killed_with_its_requests_is_started_again(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    os.kill(replica_processes()[0].pid, signal.SIGKILL)
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.restarts == 1 and last.max_model_len, 30)
+
+
+async def test_a_stopping_agent_ends_its_replicas_and_says_so(
+    settings: Settings, store: LocalStore, model: ArtifactPin
+) -> None:
+    bus = MemoryBus()
+    desk = Desk(bus, settings.redis_url, store)
+    await desk.open()
+    async with running_agent(settings, bus, store):
+        desk.want("chat", echo(model), "r1")
+        await desk.until("r1", ReplicaState.ready)
+    await desk.until("r1", ReplicaState.stopped)
+    await aeventually(lambda: desk.watched.heartbeats[-1].stopping)
+    assert replica_processes() == []
+    await desk.close()
+
+
+def replica_processes() -> list[psutil.Process]:
+    """The replicas' processes that this test's agent has started."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "services.inference.replica" in " ".join(_command(child))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        title = process.cmdline()
+    except psutil.Error:
+        return []
+    return ["services.inference.replica"] if title and title[0].startswith("llmos: replica") else title
