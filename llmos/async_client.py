@@ -12,6 +12,7 @@ from llmos import calls
 from llmos.calls import Call, Json
 from llmos.connection import TIMEOUT, Connection, result_of
 from llmos.errors import error_of
+from llmos.patience import AsyncPatientTransport
 from llmos.sse import EventParser
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class AsyncLLMOS:
     def __init__(self, url: str | None = None, key: str | None = None, home: Path | None = None) -> None:
         self.connection = Connection.find(url, key, home)
         self._http = httpx.AsyncClient(
-            base_url=self.connection.url, headers=self.connection.headers, timeout=TIMEOUT, trust_env=False
+            base_url=self.connection.url,
+            headers=self.connection.headers,
+            timeout=TIMEOUT,
+            transport=AsyncPatientTransport(),
         )
 
     async def __aenter__(self) -> AsyncLLMOS:
@@ -73,7 +77,11 @@ class AsyncLLMOS:
         """An async `openai` client of the same gateway."""
         import openai  # a second of start-up that most commands do not need
 
-        return openai.AsyncOpenAI(base_url=f"{self.connection.url}/v1", api_key=self.connection.key)
+        return openai.AsyncOpenAI(
+            base_url=f"{self.connection.url}/v1",
+            api_key=self.connection.key,
+            http_client=openai.DefaultAsyncHttpxClient(transport=AsyncPatientTransport()),
+        )
 
     async def send(self, call: Call) -> Json:
         """One call. Raises LLMOSError."""

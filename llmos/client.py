@@ -12,6 +12,7 @@ from llmos import calls
 from llmos.calls import Call, Json
 from llmos.connection import TIMEOUT, Connection, result_of
 from llmos.errors import LLMOSError, error_of
+from llmos.patience import PatientTransport
 from llmos.sse import server_events
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class LLMOS:
     def __init__(self, url: str | None = None, key: str | None = None, home: Path | None = None) -> None:
         self.connection = Connection.find(url, key, home)
         self._http = httpx.Client(
-            base_url=self.connection.url, headers=self.connection.headers, timeout=TIMEOUT, trust_env=False
+            base_url=self.connection.url,
+            headers=self.connection.headers,
+            timeout=TIMEOUT,
+            transport=PatientTransport(),
         )
 
     def __enter__(self) -> LLMOS:
@@ -73,7 +77,11 @@ class LLMOS:
         """An `openai` client of the same gateway: files, fine-tuning, models, chat."""
         import openai  # a second of start-up that most commands do not need
 
-        return openai.OpenAI(base_url=f"{self.connection.url}/v1", api_key=self.connection.key)
+        return openai.OpenAI(
+            base_url=f"{self.connection.url}/v1",
+            api_key=self.connection.key,
+            http_client=openai.DefaultHttpxClient(transport=PatientTransport()),
+        )
 
     def send(self, call: Call) -> Json:
         """One call. Raises LLMOSError."""

@@ -88,7 +88,7 @@ class _Silent:
 
 def _stage(state: Json) -> str:
     stages = []
-    for replica in state.get("replicas") or []:
+    for replica in state["replica_statuses"]:
         percent = f" {replica['percent']:.0f}%" if replica.get("percent") is not None else ""
         stages.append(f"{replica['state']}{percent}")
     return ", ".join(stages) or state.get("problem") or state["status"]
@@ -100,8 +100,8 @@ def describe(state: Json) -> None:
     if state.get("problem"):
         say_error(state["problem"])
     rows = [
-        (item["replica_id"], item["node"], item["state"], ", ".join(item.get("adapters") or []), item.get("reason", ""))
-        for item in state.get("replicas") or []
+        (item["replica_id"], item["node"], item["state"], ", ".join(item["adapters"]), item["reason"])
+        for item in state["replica_statuses"]
     ]
     if rows:
         table(("REPLICA", "NODE", "STATE", "ADAPTERS", ""), rows, "")

@@ -104,13 +104,13 @@ def logs(
     with session_of(context).client() as client:
         if follow:
             for entry in client.follow_logs(job_id):
-                print_json(entry) if as_json else print(_line(entry))
+                _print_lines(entry, as_json)
             return
         after: str | None = None
         while True:
             page = client.job_logs(job_id, after=after, limit=100)
             for entry in page["data"]:
-                print_json(entry) if as_json else print(_line(entry))
+                _print_lines(entry, as_json)
             if not page["has_more"]:
                 return
             after = page["data"][-1]["id"]
@@ -150,7 +150,7 @@ def describe(job: Json) -> None:
     if metrics := job.get("metrics"):
         console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), highlight=False)
     for output in job.get("outputs") or []:
-        console.print(f"published [bold]{output['name']}@{output['version']}[/bold] ({output['kind']})")
+        console.print(f"published [bold]{output['ref']}[/bold] ({output['kind']})")
     if failure := job.get("failure"):
         say_error(failure["message"])
         if failure.get("hint"):
@@ -158,7 +158,7 @@ def describe(job: Json) -> None:
         for line in failure.get("log_tail") or []:
             console.print(f"[dim]{line}[/dim]", highlight=False, markup=False)
     for attempt in job.get("attempts") or []:
-        places = ", ".join(place["node"] for place in attempt["places"])
+        places = ", ".join(attempt["nodes"])
         console.print(f"[dim]attempt {attempt['attempt']} on {places}: {attempt.get('outcome') or 'under way'}[/dim]")
 
 
@@ -174,8 +174,12 @@ def _end(job: Json, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _line(entry: Json) -> str:
-    return str(entry.get("line", entry.get("message", "")))
+def _print_lines(entry: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(entry)
+        return
+    for line in entry["data"]["lines"]:
+        print(line)
 
 
 def _percent(job: Json) -> str:

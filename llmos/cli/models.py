@@ -49,9 +49,9 @@ def list_(
 
 @app.command()
 def get(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
-    """One artifact: its files, what is known of it, and where it came from."""
+    """One version (NAME alone: the latest): its files, what is known of it, and where it came from."""
     with session_of(context).client() as client:
-        item = client.get_artifact(ref)
+        item = client.get_artifact(ref if "@" in ref else f"{ref}@latest")
 
     def person() -> None:
         console.print(f"[bold]{item['name']}@{item['version']}[/bold]  {item['kind']}  {size(item['size_bytes'])}")

@@ -15,7 +15,8 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from llmos.cli.output import AsJson, ago, coloured, console, errors, show, size, table
+from llmos.calls import Json
+from llmos.cli.output import AsJson, coloured, console, duration, errors, show, size, table
 from llmos.cli.session import Session, session_of
 from llmos.embedded.running import running
 from llmos.embedded.supervisor import Supervisor, UpError
@@ -185,17 +186,23 @@ def nodes(context: typer.Context, as_json: AsJson = False) -> None:
     show(found, as_json, lambda: _node_table(found["data"]))
 
 
-def _node_table(items: list[dict[str, object]]) -> None:
+def _node_table(items: list[Json]) -> None:
     rows = []
     for item in items:
-        capacity = item["capacity"]
-        assert isinstance(capacity, dict)
-        memory = size(capacity["memory_bytes"])
-        devices = len(capacity["devices"]) or "none"
-        busy = [*item.get("runs", []), *item.get("replicas", [])]  # type: ignore[misc]
-        rows.append(
-            (item["node"], item["role"], f"{capacity['cpus']:g}", memory, devices, len(busy), ago(str(item["at"])))
-        )
+        for role in item["roles"]:
+            capacity = role["capacity"]
+            heard = coloured("running") if role["alive"] else "[red]silent[/red]"
+            rows.append(
+                (
+                    item["name"],
+                    role["role"],
+                    f"{capacity['cpus']:g}",
+                    size(capacity["memory_bytes"]),
+                    len(capacity["devices"]) or "none",
+                    len(role["runs"]) + len(role["replicas"]) or "nothing",
+                    f"{heard}, {duration(role['silent_s'])} ago",
+                )
+            )
     table(("NODE", "ROLE", "CPUS", "MEMORY", "DEVICES", "BUSY WITH", "HEARD OF"), rows, "no nodes")
 
 

@@ -1,6 +1,8 @@
-"""Following a job on the terminal: one bar, the newest figures, the sentences in between."""
+"""Following a job on the terminal: one bar with the newest figures."""
 
 from __future__ import annotations
+
+import time
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -9,28 +11,33 @@ from llmos.cli.output import console, duration
 from llmos.client import LLMOS
 
 SHOWN = ("loss", "eval_loss", "tokens_per_second")
+LOOK_EVERY_S = 0.25
 
 
 def watch_job(client: LLMOS, job_id: str, quiet: bool = False, title: str = "") -> Json:
     """Show the job's progress until it ends; returns it as it ended."""
-    job = client.get_job(job_id)
-    name = title or f"{job['type']} {job_id}"
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(f"{name} {job['status']}", total=100, figures="")
-        for event in client.follow_job(job_id):
-            data = event.get("data") or {}
-            if event["type"] == "progress":
-                bar.update(task, completed=data.get("percent") or 0, figures=_figures(data))
-            elif event["type"] == "status":
-                bar.update(task, description=f"{name} {data['after']}")
-    return client.get_job(job_id)
+        task = bar.add_task(title or job_id, total=100, figures="")
+        while True:
+            job = client.get_job(job_id)
+            if job["status"] in ("succeeded", "failed", "cancelled"):
+                return job
+            progress = job["progress"] or {}
+            name = f"{title or job['type'] + ' ' + job_id} [dim]{job['status']}[/dim]"
+            bar.update(task, description=name, completed=progress.get("percent") or 0, figures=_figures(job))
+            time.sleep(LOOK_EVERY_S)
 
 
-def _figures(data: Json) -> str:
-    metrics = data.get("metrics") or {}
-    parts = [f"step {data['step']}" + (f"/{data['total_steps']}" if data.get("total_steps") else "")]
-    parts += [f"{key.replace('_', ' ')} {metrics[key]:.4g}" for key in SHOWN if key in metrics]
-    if data.get("eta_s") is not None:
-        parts.append(f"{duration(data['eta_s'])} left")
+def _figures(job: Json) -> str:
+    if job["queue_position"]:
+        return f"number {job['queue_position']} in the queue"
+    if job["status"] != "running" or not job["progress"]:
+        return str(job["reason"])
+    progress = job["progress"]
+    metrics = progress["metrics"] or {}
+    parts = [f"step {progress['step']}" + (f"/{progress['total_steps']}" if progress["total_steps"] else "")]
+    parts += [f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in SHOWN if name in metrics]
+    if progress["eta_s"] is not None:
+        parts.append(f"{duration(progress['eta_s'])} left")
     return " · ".join(parts)

@@ -109,7 +109,7 @@ def _await_adapter(stage: Stage, adapter: str, timeout_s: float = 60) -> None:
     """Until every replica has the adapter: no restart, no second deployment."""
     begun = time.monotonic()
     while True:
-        replicas = stage.client.get_deployment(CHAT)["replicas"]
+        replicas = stage.client.get_deployment(CHAT)["replica_statuses"]
         if replicas and all(adapter in replica["adapters"] for replica in replicas):
             break
         if time.monotonic() - begun > timeout_s:

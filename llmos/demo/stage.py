@@ -66,11 +66,10 @@ class Stage:
             self.client.deploy(ref, name=name, **options)  # type: ignore[arg-type]
             state = wait_ready(self.client, name)
         if state["status"] != "ready":
-            reasons = [item["reason"] for item in state["replicas"] if item.get("reason")]
+            reasons = [item["reason"] for item in state["replica_statuses"] if item["reason"]]
             raise LLMOSError(f"{name} cannot be served: {'; '.join(reasons) or state.get('problem')}")
 
 
 def ref_of(job: Json) -> str:
     """`name@version` of the first thing that a job published."""
-    output = job["outputs"][0]
-    return f"{output['name']}@{output['version']}"
+    return str(job["outputs"][0]["ref"])

@@ -71,7 +71,7 @@ def test_a_fine_tuned_adapter_answers_on_the_running_replica(
 ) -> None:
     rows = [{"prompt": "The quick brown", "completion": " cat sleeps all day."}] * 64
     data = api.files.create(file=("cat.jsonl", b"\n".join(map(orjson.dumps, rows))), purpose="fine-tune")
-    replicas = [replica["replica_id"] for replica in client.get_deployment(served)["replicas"]]
+    replicas = [replica["replica_id"] for replica in client.get_deployment(served)["replica_statuses"]]
     job = api.fine_tuning.jobs.create(
         model=base,
         training_file=data.id,
@@ -86,7 +86,7 @@ def test_a_fine_tuned_adapter_answers_on_the_running_replica(
     assert any("loss" in event.message or event.type == "metrics" for event in api.fine_tuning.jobs.list_events(job.id))
     adapter = done.fine_tuned_model
     eventually(
-        lambda: all(adapter in replica["adapters"] for replica in client.get_deployment(served)["replicas"]),
+        lambda: all(adapter in replica["adapters"] for replica in client.get_deployment(served)["replica_statuses"]),
         30,
         "adapter",
     )
@@ -94,7 +94,7 @@ def test_a_fine_tuned_adapter_answers_on_the_running_replica(
     assert told.startswith(" cat")
     kept = api.completions.create(model=served, prompt="The quick brown", max_tokens=8, temperature=0).choices[0].text
     assert kept.startswith(" fox")
-    assert [replica["replica_id"] for replica in client.get_deployment(served)["replicas"]] == replicas
+    assert [replica["replica_id"] for replica in client.get_deployment(served)["replica_statuses"]] == replicas
 
 
 def test_the_lineage_of_an_adapter_names_its_base_and_its_data(client: LLMOS, base: str, served: str) -> None:
@@ -148,4 +148,4 @@ def test_undeploy_frees_the_replica(client: LLMOS, served: str) -> None:
 
 def _adapter(client: LLMOS) -> str | None:
     found = client.list_artifacts(kind="adapter")["data"]
-    return f"{found[0]['name']}@{found[0]['version']}" if found else None
+    return f"{found[0]['name']}@{found[0]['latest']}" if found else None
