@@ -99,8 +99,8 @@ def accept(job: Job, started: AttemptStarted, at: Moment) -> Job:
 
 def keep_checkpoint(job: Job, saved: CheckpointSaved, _: Moment) -> Job:
     """A checkpoint further than all before is progress: the counts of losses and crashes start anew."""
-    if any(known.key == saved.checkpoint.key for known in job.checkpoints):
-        return job
+    if any(known.run_id == saved.run_id and known.step >= saved.checkpoint.step for known in job.checkpoints):
+        return job  # a run saves in order, so this one came before
     furthest = max((known.step for known in job.checkpoints), default=-1)
     kept = job.changed(
         checkpoints=[*job.checkpoints, saved.checkpoint][-KEPT_CHECKPOINTS:],
