@@ -10,7 +10,7 @@ import httpx
 
 from llmos import calls
 from llmos.calls import Call, Json
-from llmos.connection import TIMEOUT, Connection, result_of
+from llmos.connection import RETRIES, TIMEOUT, Connection, result_of
 from llmos.errors import error_of
 from llmos.patience import AsyncPatientTransport
 from llmos.sse import EventParser
@@ -80,7 +80,7 @@ class AsyncLLMOS:
         return openai.AsyncOpenAI(
             base_url=f"{self.connection.url}/v1",
             api_key=self.connection.key,
-            http_client=openai.DefaultAsyncHttpxClient(transport=AsyncPatientTransport()),
+            max_retries=RETRIES,
         )
 
     async def send(self, call: Call) -> Json:

@@ -10,7 +10,7 @@ import httpx
 
 from llmos import calls
 from llmos.calls import Call, Json
-from llmos.connection import TIMEOUT, Connection, result_of
+from llmos.connection import RETRIES, TIMEOUT, Connection, result_of
 from llmos.errors import LLMOSError, error_of
 from llmos.patience import PatientTransport
 from llmos.sse import server_events
@@ -80,7 +80,7 @@ class LLMOS:
         return openai.OpenAI(
             base_url=f"{self.connection.url}/v1",
             api_key=self.connection.key,
-            http_client=openai.DefaultHttpxClient(transport=PatientTransport()),
+            max_retries=RETRIES,
         )
 
     def send(self, call: Call) -> Json:

@@ -16,6 +16,8 @@ from llmos.errors import NoKey, NotConnected, error_of
 DEFAULT_HOME = Path.home() / ".llmos"
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = httpx.Timeout(60, connect=5)
+RETRIES = 5
+"""Of the `openai` client: about fifteen seconds, in which a gateway is up again."""
 
 
 @dataclass(frozen=True)
