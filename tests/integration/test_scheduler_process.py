@@ -1,0 +1,121 @@
+"""`python -m services.scheduler` as its supervisor runs it: killed, told to stop, started wrongly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.bus.valkey import ValkeyBus
+from tests.integration.scheduler_world import World
+from tests.servers import ValkeyServer, valkey
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    with valkey(durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+def world(tmp_path: Path, server: ValkeyServer) -> Iterator[World]:
+    world = World(tmp_path, lambda: ValkeyBus(server.bus_url, "test"))
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start(home: Path, bus_url: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    settings = {
+        "LLMOS_HOME": str(home),
+        "LLMOS_BUS_URL": bus_url,
+        "LLMOS_REDIS_URL": bus_url.replace("valkey+unix", "unix"),
+        "LLMOS_TICK_S": "0.1",
+        **environment,
+    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
+    with log.open("ab") as out:
+        return subprocess.Popen([sys.executable, "-m", "services.scheduler"], env={**clean, **settings}, stderr=out)
+
+
+def test_jobs_succeed_once_though_the_scheduler_is_killed_again_and_again(
+    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    registry = world.registry()
+    world.trainer(slots=4, finish=True)
+    jobs = [world.submit() for _ in range(80)]
+
+    def finished() -> int:
+        return sum((state := world.state(job)) is not None and state.status == "succeeded" for job in jobs)
+
+    for wanted in (10, 30, 50):
+        processes.append(start(tmp_path, server.bus_url, log))
+        eventually(lambda wanted=wanted: finished() >= wanted, 60, f"{wanted} jobs: {log.read_text()[-3000:]}")
+        processes[-1].kill()
+        processes[-1].wait()
+    processes.append(start(tmp_path, server.bus_url, log))
+    for job in jobs:
+        world.until(job, "succeeded", timeout_s=60)
+    assert len(registry.made) == len(jobs)
+
+
+def test_a_standby_takes_over_when_the_leader_is_killed(
+    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    logs = [tmp_path / "first", tmp_path / "second"]
+    processes.append(start(tmp_path, server.bus_url, logs[0]))
+    eventually(lambda: "leads in epoch 1" in logs[0].read_text(), 30)
+    processes.append(start(tmp_path, server.bus_url, logs[1]))
+    eventually(lambda: "stands by" in logs[1].read_text(), 30)
+    processes[0].kill()
+    job = world.submit()
+    world.registry()
+    world.trainer(finish=True)
+    world.until(job, "succeeded", timeout_s=30)
+    assert "leads in epoch 2" in logs[1].read_text()
+
+
+def test_the_process_stops_in_order_when_it_is_told_to(
+    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    processes.append(start(tmp_path, server.bus_url, log))
+    eventually(lambda: "leads" in log.read_text(), 30)
+    processes[0].send_signal(signal.SIGTERM)
+    assert processes[0].wait(30) == 0
+
+
+def test_it_waits_for_a_bus_that_is_away_and_says_so(
+    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    server.kill()
+    processes.append(start(tmp_path, server.bus_url, log))
+    eventually(lambda: "waits for the bus" in log.read_text(), 30)
+    server.start()
+    eventually(lambda: "leads in epoch" in log.read_text(), 30)
+
+
+def test_a_database_it_cannot_lead_on_stops_the_start_with_a_sentence(
+    processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    url = "postgresql+psycopg://nobody@localhost:1/none"
+    processes.append(start(tmp_path, "memory://", log, LLMOS_DB_URL=url))
+    assert processes[0].wait(30) == 2
+    assert "LLMOS_DB_URL" in log.read_text()
