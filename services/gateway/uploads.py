@@ -125,8 +125,10 @@ async def _read(body: AsyncIterator[bytes], reader: MultipartReader, sink: Sink)
             if isinstance(piece, PartBegins):
                 part, value = piece, bytearray()
                 if piece.name == "file":
-                    _check_first(sink, piece)
+                    _check_file(sink, piece)
                     await sink.begin(piece.filename or "upload")
+                elif piece.name != "purpose":
+                    raise BadRequest(f"Unknown field {piece.name!r}.", param=piece.name, code="unknown_field")
             elif part is not None and part.name == "file":
                 await (sink.end() if isinstance(piece, PartEnds) else sink.write(piece))
             elif part is not None and isinstance(piece, bytes):
@@ -138,7 +140,7 @@ async def _read(body: AsyncIterator[bytes], reader: MultipartReader, sink: Sink)
         raise BadRequest("The upload ends in the middle of a part; send it again.", code="upload_cut_off")
 
 
-def _check_first(sink: Sink, part: PartBegins) -> None:
+def _check_file(sink: Sink, part: PartBegins) -> None:
     if sink.received.path:
         raise BadRequest("Send one file at a time: there are two parts named 'file'.", param="file", code="two_files")
     if part.filename is None:
@@ -146,8 +148,6 @@ def _check_first(sink: Sink, part: PartBegins) -> None:
 
 
 def _check_field(part: PartBegins, value: bytearray) -> None:
-    if part.name != "purpose":
-        raise BadRequest(f"Unknown field {part.name!r}.", param=part.name, code="unknown_field")
     if len(value) > FIELD_BYTES:
         raise BadRequest(f"The field {part.name!r} is too long.", param=part.name, code="invalid_value")
 

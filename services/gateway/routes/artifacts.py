@@ -18,6 +18,7 @@ from services.gateway.objects import begun, disposition, serve_file
 from services.gateway.registry import delete_artifact, lineage, set_alias
 from services.gateway.view.paging import Order
 from shared.contracts.artifacts import ArtifactKind, SetAlias, check_alias, check_name
+from shared.store.tar import tar_stream
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
@@ -105,8 +106,6 @@ async def delete(ref: str, here: Here, caller: Caller, asked: Asking, response: 
 def download(ref: str, here: Here, caller: Caller) -> StreamingResponse:
     """A version as one .tar."""
     state = here.view.artifacts.get(caller.tenant, ref)
-    from shared.store.tar import tar_stream
-
     chunks = begun(iter(tar_stream(here.store, state.manifest)))
     headers = {"Content-Disposition": disposition(f"{state.name}-{state.version}.tar")}
     return StreamingResponse(chunks, headers=headers, media_type="application/x-tar")
