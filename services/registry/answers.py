@@ -1,0 +1,44 @@
+"""What a finished command leaves in the same transaction: its answer, and the states that the bus is to show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from services.registry.tables import answers, outbox_answers, outbox_states
+from shared.contracts.artifacts import CommandDone, CommandRejected
+
+KEPT_S = 14 * 24 * 3600
+"""Twice as long as the bus keeps a command."""
+
+Answer = CommandDone | CommandRejected
+
+
+def write_answer(connection: Connection, key: str, answer: Answer) -> None:
+    """The command was handled; it is answered with this for ever."""
+    now, raw = time.time(), answer.encode()
+    connection.execute(insert(answers).values(id=answer.command_id, at=now, key=key, answer=raw))
+    connection.execute(insert(outbox_answers).values(key=key, answer=raw, since=now))
+
+
+def answer_again(connection: Connection, command_id: str) -> bool:
+    """Whether the command was handled before. Then its answer is sent once more."""
+    row = connection.execute(select(answers).where(answers.c.id == command_id)).one_or_none()
+    if row:
+        connection.execute(insert(outbox_answers).values(key=row.key, answer=row.answer, since=time.time()))
+    return row is not None
+
+
+def mark_states(connection: Connection, keys: Iterable[str]) -> None:
+    """The current state of these keys is to be published."""
+    for key in keys:
+        again = update(outbox_states).where(outbox_states.c.key == key)
+        if not connection.execute(again.values(revision=outbox_states.c.revision + 1)).rowcount:
+            connection.execute(insert(outbox_states).values(key=key, revision=1, since=time.time()))
+
+
+def forget_old_answers(connection: Connection) -> None:
+    """Commands that no bus keeps any more cannot come again."""
+    connection.execute(delete(answers).where(answers.c.at < time.time() - KEPT_S))

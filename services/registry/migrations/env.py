@@ -1,0 +1,5 @@
+"""Alembic's entry: the environment all services share."""
+
+from shared.db.env import run
+
+run()

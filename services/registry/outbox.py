@@ -1,0 +1,111 @@
+"""What is written down to be said is said, again and again until it is durable on the bus.
+
+States are published as they are now, never an old snapshot, and before the answers: who reads an answer will find the
+state. A row is deleted once the bus has it, unless it was marked again in the meantime.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql import Delete
+
+from services.registry.tables import current_state, outbox_answers, outbox_states
+from shared.bus.port import Bus, BusError, Position
+from shared.contracts.message import Message, decode
+from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
+
+log = structlog.get_logger("registry.outbox")
+
+ROUND = 256
+ACK_TIMEOUT_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
+
+
+class Entry(NamedTuple):
+    """What to say where, and how its row is forgotten."""
+
+    topic: Topic
+    key: str
+    message: Message | None
+    forget: Delete
+
+
+class Outbox:
+    """Publishes on a thread of its own. `wake` after every commit that wrote to it."""
+
+    def __init__(self, engine: Engine, bus: Bus) -> None:
+        self._engine = engine
+        self._bus = bus
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        """What is not sent yet stays for the next start."""
+        self._stopping.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                while self.publish_round() and not self._stopping.is_set():
+                    pause_s = FIRST_PAUSE_S
+                self._wake.wait(LONGEST_PAUSE_S)
+            except (BusError, OperationalError, TimeoutError) as error:
+                log.warning("outbox_waits", error=str(error), again_in_s=pause_s)
+                self._stopping.wait(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def publish_round(self) -> int:
+        """Publish what waits; how many messages that was. Raises what the bus or the database raised."""
+        return self._publish(_states) or self._publish(_answers)
+
+    def age_s(self) -> float:
+        """How long the oldest entry has waited; 0 when there is none."""
+        with self._engine.begin() as connection:
+            oldest = [connection.scalar(select(func.min(table.c.since))) for table in (outbox_states, outbox_answers)]
+        return max((time.time() - since for since in oldest if since is not None), default=0.0)
+
+    def _publish(self, waiting: Callable[[Connection], Iterable[Entry]]) -> int:
+        with self._engine.begin() as connection:
+            entries = list(waiting(connection))
+        flying = [(each.forget, self._bus.publish(each.topic, each.key, each.message)) for each in entries]
+        wait([future for _, future in flying], timeout=ACK_TIMEOUT_S)
+        durable = [forget for forget, future in flying if future.done() and not future.exception()]
+        if durable:
+            with self._engine.begin() as connection:
+                for forget in durable:
+                    connection.execute(forget)
+        for _, future in flying:
+            _raise_failure(future)
+        return len(entries)
+
+
+def _raise_failure(future: Future[Position]) -> None:
+    if not future.done():
+        raise TimeoutError(f"the bus did not answer within {ACK_TIMEOUT_S:.0f} s")
+    future.result()
+
+
+def _states(connection: Connection) -> Iterable[Entry]:
+    for row in connection.execute(select(outbox_states).order_by(outbox_states.c.since).limit(ROUND)).all():
+        forget = delete(outbox_states).where(outbox_states.c.key == row.key, outbox_states.c.revision == row.revision)
+        yield Entry(REGISTRY_STATE, row.key, current_state(connection, row.key), forget)
+
+
+def _answers(connection: Connection) -> Iterable[Entry]:
+    for row in connection.execute(select(outbox_answers).order_by(outbox_answers.c.seq).limit(ROUND)).all():
+        forget = delete(outbox_answers).where(outbox_answers.c.seq == row.seq)
+        yield Entry(REGISTRY_EVENTS, row.key, decode(row.answer), forget)
