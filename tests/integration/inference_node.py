@@ -168,10 +168,9 @@ def text_of(frames: Sequence[Frame]) -> bytes:
 
 @asynccontextmanager
 async def running_agent(settings: Settings, bus: MemoryBus, store: LocalStore) -> AsyncIterator[None]:
-    """The agent in this process, its replicas real; stopped in order afterwards."""
+    """The agent in this process, its replicas real; stopped in order afterwards, and `bus` closed by it."""
     stop = asyncio.Event()
-    own = MemoryBus(bus.server)  # the agent closes the bus it was given
-    serving = asyncio.create_task(inference.serve(settings, own, store, stop))
+    serving = asyncio.create_task(inference.serve(settings, bus, store, stop))
     try:
         yield
     finally:

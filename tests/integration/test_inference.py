@@ -50,7 +50,7 @@ async def desk(settings: Settings, store: LocalStore) -> AsyncIterator[Desk]:
     bus = MemoryBus()
     desk = Desk(bus, settings.redis_url, store)
     await desk.open()
-    async with running_agent(settings, bus, store):
+    async with running_agent(settings, MemoryBus(bus.server), store):
         yield desk
     await desk.close()
 
@@ -171,6 +171,7 @@ async def test_past_its_limit_a_replica_refuses_and_says_when_to_come_again(desk
     await desk.cancel("r1", held[0])
     await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 1)
     assert (await desk.answer(await desk.ask("r1", CHAT)))[-1].kind is FrameKind.end
+    await desk.cancel("r1", held[1])
 
 
 async def test_a_passed_deadline_ends_with_a_sentence(desk: Desk, model: ArtifactPin) -> None:
@@ -195,7 +196,7 @@ async def test_a_stopping_agent_ends_its_replicas_and_says_so(
     bus = MemoryBus()
     desk = Desk(bus, settings.redis_url, store)
     await desk.open()
-    async with running_agent(settings, bus, store):
+    async with running_agent(settings, MemoryBus(bus.server), store):
         desk.want("chat", echo(model), "r1")
         await desk.until("r1", ReplicaState.ready)
     await desk.until("r1", ReplicaState.stopped)
