@@ -204,9 +204,10 @@ def publication_id(job_id: str, output: str) -> str:
 
 
 def publish_command(job: Job, output: Output) -> PublishArtifact:
+    """The publication is the same at every try; the command is a new one, since its answer may be another."""
     publication = publication_id(job.id, output.name)
     return PublishArtifact(
-        id=publication,
+        id=str(uuid5(NAMESPACE, f"{publication}#{job.publish_tries}")),
         tenant=job.tenant,
         traceparent=job.traceparent,
         publication_id=publication,

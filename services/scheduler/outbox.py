@@ -17,9 +17,9 @@ from sqlalchemy import Connection, bindparam, delete, func, select
 
 from services.scheduler.clock import Clock
 from services.scheduler.deployments import Deployment, desired_deployment
-from services.scheduler.domain import Job, desired_attempt, job_state
+from services.scheduler.domain import desired_attempt, job_state
 from services.scheduler.tables import deployments, dirty, jobs, outgoing
-from services.scheduler.truth import Truth
+from services.scheduler.truth import Truth, parse_job
 from shared.bus.port import Bus, BusError, Position
 from shared.contracts.jobs import DesiredAttempt, Wish
 from shared.contracts.message import Message, decode
@@ -165,7 +165,7 @@ def current_states(connection: Connection, topic: str, marks: list[Mark]) -> Map
         return {each.key: desired_deployment(each) for each in map(Deployment.model_validate_json, texts)}
     texts = connection.scalars(select(jobs.c.document).where(jobs.c.id.in_(keys)))
     show = job_state if topic == JOBS_STATE.name else desired_attempt
-    return {job.id: show(job) for job in map(Job.model_validate_json, texts)}
+    return {job.id: show(job) for job in map(parse_job, texts)}
 
 
 _UNMARK = delete(dirty).where(

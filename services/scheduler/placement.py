@@ -95,6 +95,11 @@ class Rooms:
     def any_devices(self) -> bool:
         return any(room.capacity.devices for room in self.rooms)
 
+    @property
+    def full(self) -> bool:
+        """Nothing that takes a slot or a device fits anywhere."""
+        return not any(room.slots > 0 or room.devices for room in self.rooms)
+
     def need(self, resources: Resources, wants_device: bool) -> Need:
         """`devices=None`: one where any node has devices and the work can use it, else none."""
         devices = resources.devices

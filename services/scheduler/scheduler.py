@@ -29,8 +29,9 @@ log = logging.getLogger("llmos.scheduler")
 
 PAGE = 32
 """Jobs read from a line at once."""
-TOLD_AT_ONCE = 100
-"""Waiting jobs of a line whose reason is renewed in one look."""
+TELL_EVERY_S = 1.0
+TOLD_AT_ONCE = 200
+"""Waiting jobs of a line whose reason is renewed at once, every so often."""
 
 
 class Scheduler:
@@ -44,6 +45,7 @@ class Scheduler:
         self._settings = settings
         self._leading_since = self._clock.now()
         self._served: dict[Line, datetime] = {}
+        self._told_s = float("-inf")
         self._wake = threading.Event()
         self._stopping = threading.Event()
 
@@ -97,11 +99,12 @@ class Scheduler:
     def dispatch_queued(self) -> None:
         """Start what fits, in turn. A line whose head does not fit waits; the lines behind it may go on."""
         with self._ledger.decide() as work:
-            if not (waiting := self._waiting(work)):
-                return
             active = work.active()
             rooms = self._rooms(Role.trainer, work, active)
+            if rooms.full and not self._telling_is_due():
+                return
             running = Counter(job.tenant for job in active)
+            waiting = self._waiting(work)
             while waiting:
                 turn = next_in_turn(waiting, running)
                 need = rooms.need(turn.head.spec.resources, wants_device(turn.head))
@@ -111,8 +114,9 @@ class Scheduler:
                     if turn.step():
                         continue
                 else:
-                    self._tell_why(work, turn, need, rooms, running)
+                    self._stays(work, turn, need, rooms, running)
                 waiting.remove(turn)
+            self._told()
 
     def place_replicas(self) -> None:
         """Seat the replicas of every deployment, and hand each the adapters it adopts."""
@@ -151,16 +155,25 @@ class Scheduler:
         known = {place.node for place in last.places} if last else set()
         return rooms.find(need, prefer=known, avoid=known if last and not last.runs else ())
 
-    def _tell_why(self, work: Work, turn: Waiting, need: Need, rooms: Rooms, running: Counter[str]) -> None:
-        """Readers see why a line waits. One that waits for long for what could fit keeps nodes free for itself."""
+    def _stays(self, work: Work, turn: Waiting, need: Need, rooms: Rooms, running: Counter[str]) -> None:
+        """A line that waits for long for what could fit keeps nodes free for itself. Now and then readers hear why."""
         never = rooms.why_never(need)
         reason = never or "waits for its turn"
         if running[turn.line.tenant] >= self._settings.max_running_jobs:
             reason = f"waits: {self._settings.max_running_jobs} jobs of this tenant run already, which is the limit"
         elif not never and turn.waited_s > HOLD_BACK_S:
             rooms.hold_back(need)
-        for job in work.told_otherwise(turn.line, reason, TOLD_AT_ONCE):
-            self._ledger.tell(work, job, Waits(reason))
+        if self._telling_is_due():
+            for job in work.told_otherwise(turn.line, reason, TOLD_AT_ONCE):
+                self._ledger.tell(work, job, Waits(reason))
+
+    def _telling_is_due(self) -> bool:
+        """Reasons are for people: looking through the whole queue for them at every wake would be waste."""
+        return self._clock.monotonic() - self._told_s >= TELL_EVERY_S
+
+    def _told(self) -> None:
+        if self._telling_is_due():
+            self._told_s = self._clock.monotonic()
 
     def _waiting(self, work: Work) -> list[Waiting]:
         """Every line with its head."""

@@ -74,6 +74,7 @@ dirty = Table(
     Column("revision", Integer, nullable=False),
     Column("since", Float, nullable=False),
     PrimaryKeyConstraint("topic", "key"),
+    Index("outbox_states_since", "since"),
 )
 """Keys of compacted topics whose current state is to be published. `revision` grows when one changes once more."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, select, update
@@ -197,7 +198,7 @@ class Work:
 
     def _read(self, query: Select[Any]) -> list[Job]:
         """Jobs as they are in the database, or as this decision has changed them."""
-        read = [Job.model_validate_json(text) for text in self._connection.scalars(query)]
+        read = [parse_job(text) for text in self._connection.scalars(query)]
         return [self._jobs.get(job.id, job) for job in read]
 
 
@@ -205,9 +206,15 @@ def jobs_where(*conditions: Any) -> Select[Any]:
     return select(jobs.c.document).where(*conditions)
 
 
+@lru_cache(maxsize=4096)
+def parse_job(document: str) -> Job:
+    """The job in a document. Jobs never change, so that the same document need not be read twice."""
+    return Job.model_validate_json(document)
+
+
 def active_jobs(connection: Connection) -> list[Job]:
     """Jobs with an attempt that holds places."""
-    return [Job.model_validate_json(text) for text in connection.scalars(jobs_where(jobs.c.status.in_(ACTIVE)))]
+    return [parse_job(text) for text in connection.scalars(jobs_where(jobs.c.status.in_(ACTIVE)))]
 
 
 def in_line(line: Line) -> Select[Any]:

@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("since", sa.Float, nullable=False),
         sa.PrimaryKeyConstraint("topic", "key"),
     )
+    op.create_index("outbox_states_since", "outbox_states", ["since"])
     op.create_table(
         "outbox_messages",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
