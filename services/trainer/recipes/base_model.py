@@ -10,6 +10,7 @@ from typing import Any
 from services.trainer.recipes.api import RecipeContext, RecipeError
 from services.trainer.recipes.batch_size import ModelSize
 from services.trainer.recipes.chat_rendering import CHATML
+from services.trainer.recipes.hub import download
 from shared.contracts.jobs import FailureReason
 from shared.contracts.recipes import SftParams
 
@@ -56,6 +57,17 @@ def _named(name: str, context: RecipeContext) -> BaseModel:
     return BaseModel(name, name, hub=True)
 
 
+def fetch(base: BaseModel, context: RecipeContext) -> BaseModel:
+    """A model of the hub as a folder of this machine's hub cache; any other as it is. Raises RecipeError."""
+    if not base.hub:
+        return base
+    try:
+        folder, _ = download(base.source, None, context.report.log)
+    except RecipeError as error:
+        raise _refuse(error.reason, error.message, error.hint) from error
+    return BaseModel(_checked(folder), base.name)
+
+
 def _checked(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise _refuse(FailureReason.input_missing, "The base model has no config.json: it is no transformers model")
@@ -74,7 +86,7 @@ def load_tokenizer(base: BaseModel, chats: bool, context: RecipeContext) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.source, trust_remote_code=False)
-    except Exception as error:  # the hub's errors, broken files, unknown classes: all name the model
+    except Exception as error:  # broken files, unknown classes, whatever a library finds: all mean this model
         raise _unloadable("tokenizer", base, error) from error
     if chats and not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
@@ -138,9 +150,8 @@ def parents(inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _unloadable(what: str, base: BaseModel, error: Exception) -> RecipeError:
-    where = "on the Hugging Face hub, or the hub cannot be reached" if base.hub else "as transformers needs it"
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(base.source, base.name)
-    return _refuse(FailureReason.input_missing, f"The {what} of base model {base.name!r} is not there {where}: {said}")
+    return _refuse(FailureReason.input_missing, f"transformers cannot load the {what} of base model {base.name}: {said}")
 
 
 def _refuse(reason: FailureReason, message: str, hint: str = "") -> RecipeError:

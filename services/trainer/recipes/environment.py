@@ -32,11 +32,14 @@ def prepare_environment(hub: bool = False) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # On CPU: `pin_memory` cannot be used, which is no news.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # An adapter names its base by its ref, which peft takes for a hub id and does not find.
+    warnings.filterwarnings("ignore", message="Could not find a config file")
 
 
 def cpu_count() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The cores that this process may use: the trainer's share for it where one was given, else all it sees."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return int(share) if share.isdigit() else len(os.sched_getaffinity(0))
 
 
 def machine() -> Machine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.trainer.recipes import chat_data
 from services.trainer.recipes.api import MadeOutput, RecipeContext, Stopped
-from services.trainer.recipes.base_model import BaseModel, find_base_model
+from services.trainer.recipes.base_model import BaseModel, fetch, find_base_model
 from services.trainer.recipes.environment import prepare_environment
 from shared.contracts.recipes import SftParams
 
@@ -21,6 +21,7 @@ def run(context: RecipeContext) -> list[MadeOutput]:
     if context.stopping():
         raise Stopped
     prepare_environment(hub=base.hub)
+    base = fetch(base, context)
     from services.trainer.recipes.sft_model import PackingLeaks
 
     try:

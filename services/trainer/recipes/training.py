@@ -69,7 +69,9 @@ class Measured:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            # A data loader draws a seed. Training must go on with the same random numbers, validated or not.
+            with torch.random.fork_rng():
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationCut:
             self.control.should_save = self.control.should_training_stop = True
             return {}
