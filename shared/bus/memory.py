@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shared.bus.delivery import GroupDelivery, RawRecord, Showing, Worker
-from shared.bus.port import BrokenRecord, BusUnavailable, Handle, Position, Record, Subscription
+from shared.bus.port import BrokenRecord, BusUnavailable, Handle, IncompatibleBus, Position, Record, Subscription
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 
@@ -22,6 +23,8 @@ class _Log:
     records: list[RawRecord] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
+    readers: dict[str, threading.Event] = field(default_factory=dict)
+    """Who reads for a group, by its stop event: another one waits until it is gone."""
 
 
 class MemoryServer:
@@ -51,6 +54,21 @@ class MemoryServer:
             log = self.logs[topic]
             self.changed.wait_for(lambda: len(log.records) > start or stopping.is_set())
             return [] if stopping.is_set() else log.records[start : start + count]
+
+    @contextmanager
+    def reading(self, topic: str, group: str, stopping: threading.Event) -> Iterator[None]:
+        """Be the group's one reader; waits for that."""
+        readers = self.logs[topic].readers
+        with self.changed:
+            self.changed.wait_for(lambda: group not in readers or stopping.is_set())
+            readers.setdefault(group, stopping)
+        try:
+            yield
+        finally:
+            with self.changed:
+                if readers[group] is stopping:
+                    del readers[group]
+                    self.changed.notify_all()
 
     def latest(self, topic: Topic) -> tuple[list[RawRecord], int]:
         """The newest record of each key that is kept and no tombstone, and where live records begin."""
@@ -108,9 +126,10 @@ class MemoryBus:
         def consume(stopping: threading.Event) -> None:
             delivery = GroupDelivery(topic, group, handle, on_broken, deeds, stopping)
             log = self.server.logs[topic.name]
-            while batch := self.server.read(topic.name, log.groups.setdefault(group, 0), max_batch, stopping):
-                if delivery.deliver(batch):
-                    deeds.acknowledge(batch)
+            with self.server.reading(topic.name, group, stopping):
+                while batch := self.server.read(topic.name, log.groups.get(group, 0), max_batch, stopping):
+                    if delivery.deliver(batch):
+                        deeds.acknowledge(batch)
 
         deeds = _Deeds(self.server, topic, group)
         return self._start(f"bus:{topic.name}:{group}", consume)
@@ -118,6 +137,9 @@ class MemoryBus:
     def follow(
         self, topic: Topic, on: Callable[[Record], None], caught_up: Callable[[], None] | None = None
     ) -> Subscription:
+        if not topic.compacted:
+            raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")
+
         def consume(stopping: threading.Event) -> None:
             showing = Showing(topic, on, stopping)
             records, position = self.server.latest(topic)

@@ -109,7 +109,8 @@ class _Stream:
                 raise RepliesLost("the stream of replies is gone: the server was flushed, restarted or away too long")
             try:
                 found: Any = await self._reader.xread({self.address: self._after}, count=256, block=BLOCK_MS)
-                self._lost = not found and not await self._reader.exists(self.address)
+                if not found and not await self._reader.exists(self.address):
+                    self._lost = True
             except (redis.RedisError, OSError) as error:
                 self._outage.began(error)
                 await asyncio.sleep(pause_s)
