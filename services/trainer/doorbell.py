@@ -17,7 +17,7 @@ STOP_TIMEOUT_S = 2.0
 
 
 class DoorbellWorker:
-    """Runs until stopped; whatever ends the worker in between, another is made."""
+    """Runs until stopped; whatever ends the worker in between, another is made. One per process."""
 
     def __init__(self, redis_url: str, node: str, look: Callable[[], None]) -> None:
         self._redis_url = redis_url
@@ -27,6 +27,9 @@ class DoorbellWorker:
         self._thread = threading.Thread(target=self._work, name="doorbell", daemon=True)
 
     def start(self) -> None:
+        from celery.worker import state
+
+        state.should_stop = None
         self._thread.start()
 
     def stop(self) -> None:
@@ -34,7 +37,7 @@ class DoorbellWorker:
         from celery.worker import state
 
         self._stopping.set()
-        state.should_stop = 0
+        state.should_stop = 0  # Celery's own flag, looked at between two events
         self._thread.join(STOP_TIMEOUT_S)
 
     def _work(self) -> None:
@@ -49,24 +52,16 @@ class DoorbellWorker:
         """One worker, until it is told to stop or breaks. It reconnects for ever on its own."""
         from celery.worker import WorkController
 
-        from shared.doorbell.celery import make_celery
+        from shared.doorbell.celery import TASK, make_celery, queue_name
 
         app = make_celery(self._redis_url)
-        app.conf.update(
-            worker_pool="threads",
-            worker_concurrency=1,
-            worker_enable_remote_control=False,
-            worker_cancel_long_running_tasks_on_connection_loss=False,
-            broker_connection_retry=True,
-            broker_connection_retry_on_startup=True,
-            broker_connection_max_retries=None,
-        )
-        app.task(self._rung, name="llmos.look", ignore_result=True)
+        app.task(self._rung, name=TASK, ignore_result=True)
         app.finalize()
         WorkController(
             app=app,
             hostname=f"trainer@{self._node}",
-            queues=[f"node.{self._node}"],
+            concurrency=1,
+            queues=[queue_name(self._node)],
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from services.trainer.oom import oom_kills
 from services.trainer.outbox import Contact, Outbox
 from services.trainer.progress import ProgressFeed, percent
 from services.trainer.spawn import Child, child_environment
-from services.trainer.supervision import Supervision
+from services.trainer.supervision import TICK_S, Supervision
 from services.trainer.transfers import Aborted, Transfers
 from shared.bus.port import Bus
 from shared.contracts.jobs import (
@@ -143,13 +143,12 @@ class Run:
         self._mover.submit(self._equip, child, workdir)
         try:
             status = supervision.until_gone()
-            self._mover.shutdown(wait=True)  # checkpoints that lie whole on the disk still count
-            final = self._conclude(status)
+            final = self._concluded(status)
         except Exception as error:  # a defect must not leave the attempt without an end
             self._log.exception("supervision_failed")
             child.reap()
-            self._mover.shutdown(wait=True)
             final = self._failed(endings.of_transfer(error, "Supervising the run", self._lines.tail()))
+        self._mover.shutdown(wait=True)
         self._flush(everything=True)
         self._settle(final)
         child.close()
@@ -164,6 +163,13 @@ class Run:
                 self._mover.submit(self._save, child, report)
             case protocol.Done() | protocol.Failed() | protocol.Halted():
                 self._said = report
+
+    def _concluded(self, status: int) -> RunMessage:
+        """After the uploads that wait: checkpoints that lie whole on the disk still count."""
+        concluding = self._mover.submit(self._conclude, status)
+        while not wait([concluding], TICK_S).done:
+            self._flush()
+        return concluding.result()
 
     def _conclude(self, status: int) -> RunMessage:
         """Which last word this run deserves."""

@@ -1,0 +1,116 @@
+"""Brings a model in from outside as safetensors: a folder, a GGUF file, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from services.trainer.recipes.api import MadeOutput, RecipeContext, RecipeError, Stopped
+from services.trainer.recipes.model_folder import copy_files, describe, read_config, select_files, weigh
+from shared.contracts.artifacts import ArtifactKind
+from shared.contracts.jobs import FailureReason
+from shared.contracts.recipes import ImportParams
+
+STEPS = 4
+"""Found, brought, checked, described."""
+
+
+def run(context: RecipeContext) -> list[MadeOutput]:
+    """One output: the model, whatever it came from."""
+    params = ImportParams.model_validate(context.spec.params)
+    target = context.workdir / "model"
+    target.mkdir()
+    context.report.progress(0, STEPS)
+    said = _bring(params, target, context)
+    context.report.progress(2, STEPS)
+    weights = weigh(target)
+    if params.dtype not in ("auto", weights.dtype):
+        _cast(target, params.dtype, context)
+        weights = weigh(target)
+    context.report.progress(3, STEPS)
+    metadata = {"source": params.source, **said, **describe(target, weights)}
+    context.report.log(f"{weights.parameters:,} parameters in {weights.dtype}")
+    context.report.progress(STEPS, STEPS)
+    return [MadeOutput(context.spec.output, ArtifactKind.model, target, metadata=metadata)]
+
+
+def _bring(params: ImportParams, target: Path, context: RecipeContext) -> dict[str, Any]:
+    """The model's files into `target`; returns what its source says of it."""
+    if not is_path(params.source):
+        return _from_hub(params, target, context)
+    path = _local_path(params, context)
+    if path.is_dir():
+        _take(path, None, target, context)
+        return {}
+    if path.suffix.lower() == ".gguf":
+        from services.trainer.recipes.gguf_file import convert_gguf
+
+        context.report.progress(1, STEPS)
+        return convert_gguf(path, target, params.dtype, context)
+    raise RecipeError(
+        FailureReason.bad_params,
+        f"{path} is neither a folder nor a .gguf file",
+        "Name the folder that save_pretrained wrote, a .gguf file, or a hub id.",
+        param="source",
+    )
+
+
+def is_path(source: str) -> bool:
+    """Paths begin like paths or end in .gguf; everything else is a hub id."""
+    return source.startswith(("/", "~", "./", "../")) or source.lower().endswith(".gguf")
+
+
+def _local_path(params: ImportParams, context: RecipeContext) -> Path:
+    if not context.allow_local_models:
+        message = f"this system takes no models from the trainer's own disk, such as {params.source}"
+        raise RecipeError(FailureReason.bad_params, message, "LLMOS_ALLOW_LOCAL_MODELS=true allows it.", param="source")
+    if params.revision is not None:
+        message = "a revision only goes with a hub id, not with a path"
+        raise RecipeError(FailureReason.bad_params, message, param="revision")
+    path = Path(params.source).expanduser()
+    if not path.is_absolute():
+        message = f"{params.source} is a relative path, and the trainer runs in a folder of its own"
+        raise RecipeError(FailureReason.bad_params, message, "Give the whole path.", param="source")
+    if not path.exists():
+        message = f"there is no {path} on the trainer's machine"
+        raise RecipeError(FailureReason.input_missing, message, "Check the path; it is read there.", param="source")
+    return path
+
+
+def _from_hub(params: ImportParams, target: Path, context: RecipeContext) -> dict[str, Any]:
+    from services.trainer.recipes.hub import download
+
+    if not context.allow_hub:
+        message = f"this system takes no models from the hub, such as {params.source}"
+        raise RecipeError(FailureReason.bad_params, message, "LLMOS_ALLOW_HUB=true allows it.", param="source")
+    folder, boundary = download(params.source, params.revision, context.report.log)
+    _take(folder, boundary, target, context)
+    return {"revision": folder.name}
+
+
+def _take(folder: Path, boundary: Path | None, target: Path, context: RecipeContext) -> None:
+    selection = select_files(folder, boundary)
+    context.report.progress(1, STEPS)
+    for name in selection.left_out:
+        context.report.log(f"left out: {name}")
+
+    def on_file(_: int) -> None:
+        if context.stopping():
+            raise Stopped
+
+    copy_files(selection, target, on_file)
+
+
+def _cast(folder: Path, dtype: str, context: RecipeContext) -> None:
+    from services.trainer.recipes.casting import cast_folder
+
+    if "quantization_config" in read_config(folder):
+        message = f"the model is quantized and cannot be changed to {dtype}"
+        raise RecipeError(FailureReason.bad_params, message, "Leave dtype at 'auto'.", param="dtype")
+
+    def on_file(done: int, total: int) -> None:
+        context.report.log(f"changed to {dtype}: {done} of {total} files")
+        if context.stopping():
+            raise Stopped
+
+    cast_folder(folder, dtype, on_file)

@@ -1,0 +1,223 @@
+"""What the trainer does when it, the bus or the store goes away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TypeVar
+
+import pytest
+
+from services.trainer.leftovers import RunFolder
+from shared.contracts.jobs import (
+    AttemptFailed,
+    AttemptStarted,
+    AttemptStopped,
+    AttemptSucceeded,
+    CheckpointSaved,
+    FailureReason,
+    LogLines,
+    Progress,
+    Wish,
+)
+from shared.contracts.message import Message, decode
+from shared.contracts.nodes import NodeHeartbeat
+from shared.contracts.topics import JOBS_EVENTS
+from shared.store.local import LocalStore
+from shared.store.port import OnBytes, StoreFull, StoreUnavailable
+from tests.integration.trainer_node import TrainerNode, alive, local_store
+from tests.waiting import eventually
+
+M = TypeVar("M", bound=Message)
+
+
+class AwayStore(LocalStore):
+    """A store that can be away, or full."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.trouble: Exception | None = None
+
+    def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        if self.trouble:
+            raise self.trouble
+        super().put_file(key, path, on_bytes)
+
+
+class Service:
+    """The trainer as a process, and what it said."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        assert process.stdout
+        self._stdout: IO[bytes] = process.stdout
+        self.said: list[Message] = []
+
+    def await_message(self, kind: type[M]) -> M:
+        """The next one of that kind; blocks until the process says it or ends."""
+        for line in self._stdout:
+            message = decode(line)
+            self.said.append(message)
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"the service ended without a {kind.__name__}: {self.said}")
+
+    def rest(self) -> list[Message]:
+        return [decode(line) for line in self._stdout]
+
+
+@contextmanager
+def service(home: Path, *arguments: str) -> Iterator[Service]:
+    environment = {**os.environ, "LLMOS_HOME": str(home), "LLMOS_NODE": "here", "LLMOS_STOP_GRACE_S": "20"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.trainer_service", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield Service(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_trainer_takes_its_child_along_and_its_restart_clears_the_rest(tmp_path: Path) -> None:
+    with service(tmp_path, "--stubborn") as first:
+        pid = first.await_message(AttemptStarted).pid
+        first.await_message(Progress)
+        first.process.kill()
+        eventually(lambda: not alive(pid))
+    runs = tmp_path / "trainer" / "here" / "runs"
+    left = {path.name for path in runs.iterdir()}
+    assert left
+    with service(tmp_path) as second:
+        second.await_message(AttemptStarted)
+        assert left.isdisjoint({path.name for path in runs.iterdir()})
+
+
+def test_a_restart_ends_a_child_that_outlived_its_trainer(tmp_path: Path) -> None:
+    """As when the kernel could not deliver the death signal: the record on disk is enough to find it."""
+    folder = RunFolder(tmp_path)
+    folder.workdir("r1")
+    orphan = subprocess.Popen(["sleep", "600"], start_new_session=True, env={**os.environ, "LLM_OS_RUN_ID": "r1"})
+    try:
+        folder.record("r1", "j", 1, 0, orphan.pid)
+        assert folder.end_leftovers() == ["r1"]
+        assert not alive(orphan.pid)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        folder.record("r1", "j", 1, 0, stranger.pid)
+        path = tmp_path / "r1.json"
+        path.write_text(path.read_text().replace('"started_ticks":', '"started_ticks":1'))
+        folder.end_leftovers()
+        assert alive(stranger.pid)
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_an_orderly_stop_saves_a_checkpoint_and_gives_the_run_back(tmp_path: Path) -> None:
+    with service(tmp_path) as trainer:
+        pid = trainer.await_message(AttemptStarted).pid
+        while trainer.await_message(Progress).step < 2:
+            pass
+        trainer.process.terminate()
+        said = trainer.rest()
+        assert trainer.process.wait(timeout=60) == 0
+    kinds = [type(message) for message in said]
+    failed = next(message for message in said if isinstance(message, AttemptFailed))
+    assert kinds.index(CheckpointSaved) < kinds.index(AttemptFailed)
+    assert (failed.failure.reason, failed.retryable) == (FailureReason.lost, True)
+    last = said[-1]
+    assert isinstance(last, NodeHeartbeat)
+    assert last.stopping
+    assert last.runs == []
+    assert not alive(pid)
+
+
+def test_a_second_trainer_of_the_same_name_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with service(tmp_path) as first:
+        first.await_message(NodeHeartbeat)
+        second = subprocess.run(
+            [sys.executable, "-m", "services.trainer"],
+            env={**os.environ, "LLMOS_HOME": str(tmp_path), "LLMOS_NODE": "here"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert second.returncode == 2
+    assert "LLMOS_NODE" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_what_was_said_while_the_bus_was_away_comes_later_in_order(tmp_path: Path) -> None:
+    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+        node.wish("j", params={"steps": 6, "step_s": 0.1, "checkpoint_every": 2, "log_line": "step"})
+        pid = node.await_event(AttemptStarted, "j").pid
+        node.bus.away = True
+        eventually(lambda: not alive(pid), 30)
+        node.bus.away = False
+        node.await_event(AttemptSucceeded, "j")
+        steps = [event.checkpoint.step for event in node.events("j") if isinstance(event, CheckpointSaved)]
+        assert steps == [2, 4, 6]
+        assert isinstance(node.events("j")[-1], AttemptSucceeded)
+        lines = [line for lines in node.logs(LogLines, "j") for line in lines.lines]
+        assert lines.count("step") == 6
+
+
+def test_a_run_cut_off_for_too_long_is_stopped_and_given_back(tmp_path: Path) -> None:
+    with TrainerNode(tmp_path, local_store(tmp_path), orphan_timeout_s=1).running() as node:
+        node.wish("j", params={"steps": 10_000, "step_s": 0.05})
+        pid = node.await_event(AttemptStarted, "j").pid
+        eventually(lambda: node.logs(Progress, "j"), 30)
+        node.bus.away = True
+        eventually(lambda: not alive(pid), 30)
+        node.bus.away = False
+        failed = node.await_event(AttemptFailed, "j")
+        assert (failed.failure.reason, failed.retryable) == (FailureReason.lost, True)
+
+
+def test_uploads_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
+    store = AwayStore(tmp_path / "objects")
+    store.trouble = StoreUnavailable("nobody answers")
+    with TrainerNode(tmp_path, store).running() as node:
+        node.wish("j", params={"steps": 2, "checkpoint_every": 1})
+        node.await_log("the object store is away", "j")
+        assert node.said(JOBS_EVENTS, CheckpointSaved, "j") == []
+        store.trouble = None
+        node.await_event(AttemptSucceeded, "j")
+        assert len(node.said(JOBS_EVENTS, CheckpointSaved, "j")) == 2
+
+
+def test_a_cancel_does_not_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
+    store = AwayStore(tmp_path / "objects")
+    store.trouble = StoreUnavailable("nobody answers")
+    with TrainerNode(tmp_path, store).running() as node:
+        desired = node.wish("j", params={"steps": 1})
+        node.await_log("the object store is away", "j")
+        node.rewish(desired, wish=Wish.cancel)
+        assert node.await_event(AttemptStopped, "j").wish is Wish.cancel
+
+
+@pytest.mark.parametrize("steps", [1, 10_000])
+def test_a_full_store_ends_the_run_with_a_hint(tmp_path: Path, steps: int) -> None:
+    store = AwayStore(tmp_path / "objects")
+    store.trouble = StoreFull("no room for the object")
+    with TrainerNode(tmp_path, store).running() as node:
+        node.wish("j", params={"steps": steps, "step_s": 0.01, "checkpoint_every": 5})
+        failed = node.await_event(AttemptFailed, "j")
+        assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
+        assert failed.failure.hint
