@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,26 +60,26 @@ async def desk(tmp_path: Path, bus_server: ValkeyServer, server: ValkeyServer) -
     bus.close()
 
 
-@contextmanager
-def agent_process(tmp_path: Path, bus: ValkeyServer, redis: ValkeyServer) -> Iterator[subprocess.Popen[bytes]]:
+@asynccontextmanager
+async def agent_process(tmp_path: Path, bus: ValkeyServer, redis: ValkeyServer) -> AsyncIterator[Process]:
     """`python -m services.inference`, ended in order where the test has not killed it."""
     own = {"HOME": str(tmp_path), "BUS_URL": bus.bus_url, "REDIS_URL": redis.unix_url, "NODE": "n1"}
     settings = {f"LLMOS_{name}": value for name, value in {**own, "HEARTBEAT_S": "0.5"}.items()}
-    with (tmp_path / "agent.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.inference"], env={**os.environ, **settings}, stdout=log, stderr=log
-        )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.inference"), env={**os.environ, **settings}
+    )
     try:
         yield process
     finally:
-        process.terminate()
-        assert process.wait(30) in {0, -signal.SIGKILL}
+        if process.returncode is None:
+            process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) in {0, -signal.SIGKILL}
 
 
 async def test_a_killed_agent_leaves_no_replica_and_a_new_one_starts_it_again(
     tmp_path: Path, desk: Desk, spec: DeploymentSpec, bus_server: ValkeyServer, server: ValkeyServer
 ) -> None:
-    with agent_process(tmp_path, bus_server, server) as agent:
+    async with agent_process(tmp_path, bus_server, server) as agent:
         desk.want("chat", spec, "r1", "r2")
         first = await desk.until("r1", ReplicaState.ready)
         await desk.until("r2", ReplicaState.ready)
@@ -87,7 +87,7 @@ async def test_a_killed_agent_leaves_no_replica_and_a_new_one_starts_it_again(
         agent.kill()
         await aeventually(lambda: not any(replica.is_running() for replica in replicas), what="replicas end")
     desk.want("chat", spec, "r1")
-    with agent_process(tmp_path, bus_server, server):
+    async with agent_process(tmp_path, bus_server, server):
         await aeventually(lambda: (last := desk.watched.last("r1")) and last.boot_id != first.boot_id, 30)
         await desk.until("r1", ReplicaState.ready)
         await desk.gone("r2")
@@ -100,7 +100,7 @@ async def test_a_killed_agent_leaves_no_replica_and_a_new_one_starts_it_again(
 async def test_a_second_agent_of_the_same_node_is_refused_with_a_sentence(
     tmp_path: Path, desk: Desk, bus_server: ValkeyServer, server: ValkeyServer
 ) -> None:
-    with agent_process(tmp_path, bus_server, server):
+    async with agent_process(tmp_path, bus_server, server):
         await aeventually(lambda: desk.watched.heartbeats, 20)
         env = {**os.environ, "LLMOS_HOME": str(tmp_path), "LLMOS_NODE": "n1"}
         second = await asyncio.create_subprocess_exec(
