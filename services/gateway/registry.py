@@ -13,6 +13,7 @@ from services.gateway.keys import Principal
 from services.gateway.submissions import Asked, Order
 from services.gateway.waiting import shown
 from shared.contracts.artifacts import (
+    NAME_PATTERN,
     ArtifactVersionState,
     DeleteArtifact,
     SetAlias,
@@ -41,22 +42,16 @@ async def set_alias(here: Gateway, caller: Principal, asked: Asked, command: Set
 
 async def delete_artifact(here: Gateway, caller: Principal, asked: Asked, ref: str, response: Response) -> None:
     """Delete a version, or a name with all its versions. What a deployment serves is not deleted."""
-    name, which = split_ref(ref)
-    if which is not None and not which.isdigit():
-        raise BadRequest(
-            f"Name the version's number to delete one ({name}@3), or {name!r} to delete all; not an alias.",
-            param="ref",
-            code="invalid_value",
-        )
+    name, version = _named(ref)
 
     def check() -> None:
         here.view.artifacts.get(caller.tenant, ref)
-        _check_unused(here, caller, name, which)
+        _check_unused(here, caller, name, version)
 
     def is_shown() -> bool:
         return here.view.artifacts.find(caller.tenant, ref) is None
 
-    command = DeleteArtifact(tenant=caller.tenant, name=name, version=int(which) if which else None)
+    command = DeleteArtifact(tenant=caller.tenant, name=name, version=version)
     await _order(here, asked, command, check, is_shown, response)
 
 
@@ -92,11 +87,27 @@ async def _order(
         response.status_code = 202
 
 
-def _check_unused(here: Gateway, caller: Principal, name: str, which: str | None) -> None:
+def _named(ref: str) -> tuple[str, int | None]:
+    """A name, and the one version of it or all. Raises NotFound for what can be no name, BadRequest for an alias."""
+    name, which = split_ref(ref)
+    if not NAME_PATTERN.fullmatch(name):
+        raise NotFound(f"There is no artifact {name!r}.", param="ref", code="artifact_not_found")
+    if which is None:
+        return name, None
+    if not (which.isascii() and which.isdecimal()) or len(which) > 9:
+        raise BadRequest(
+            f"Name the version's number to delete one ({name}@3), or {name!r} to delete all; not an alias.",
+            param="ref",
+            code="invalid_value",
+        )
+    return name, int(which)
+
+
+def _check_unused(here: Gateway, caller: Principal, name: str, version: int | None) -> None:
     for deployment in here.view.deployments.all(caller.tenant):
         spec = deployment.spec
         for pin in (spec.model, *([] if spec.auto_adapters else spec.adapters)):
-            if pin.name == name and which in (None, str(pin.version)) and not deployment.deleting:
+            if pin.name == name and version in (None, pin.version) and not deployment.deleting:
                 raise Conflict(
                     f"{pin.ref!r} is served by the deployment {deployment.name!r}; delete that first.",
                     param="ref",

@@ -118,7 +118,7 @@ class Submissions:
                 return earlier, False
             self._check_room(sql)
             clear = not sql.execute(select(in_the_way(order.subject))).scalar()
-            sql.execute(insert(submissions).values(_row(asked, order, datetime.now(UTC))))
+            sql.execute(insert(submissions).values(_row(asked, order, clear)))
             if alongside:
                 alongside(sql)
         return Accepted(order.command.id, order.resource_id), clear
@@ -156,7 +156,9 @@ def _earlier(sql: Connection, asked: Asked) -> Accepted | None:
     return Accepted(row.command_id, row.resource_id, joined=True) if row else None
 
 
-def _row(asked: Asked, order: Order, now: datetime) -> dict[str, Any]:
+def _row(asked: Asked, order: Order, clear: bool) -> dict[str, Any]:
+    """`clear`: it is published at once, and again only if that does not help. Else it is due when its turn comes."""
+    now = datetime.now(UTC)
     return {
         "command_id": order.command.id,
         "tenant": asked.tenant,
@@ -169,6 +171,6 @@ def _row(asked: Asked, order: Order, now: datetime) -> dict[str, Any]:
         "command": order.command.encode(),
         "until": order.until,
         "created_at": now,
-        "next_at": now + FIRST_REPEAT,
+        "next_at": now + FIRST_REPEAT if clear else now,
         "tries": 0,
     }

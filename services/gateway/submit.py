@@ -14,7 +14,7 @@ from services.gateway.ids import new_id
 from services.gateway.inputs import check_source, pin_inputs, still_there
 from services.gateway.keys import Principal
 from services.gateway.submissions import Asked, Order
-from shared.contracts.artifacts import NAME_PATTERN, ArtifactName
+from shared.contracts.artifacts import NAME_PATTERN, ArtifactKind, ArtifactName
 from shared.contracts.jobs import JobSpec, JobState, JobStatus, Resources, SubmitJob
 from shared.contracts.recipes import RECIPES, ImportParams, Params, Recipe, SftParams, output_kind
 from shared.contracts.topics import JOBS_COMMANDS
@@ -87,14 +87,17 @@ def resolve(here: Gateway, caller: Principal, wanted: WantedJob) -> JobSpec:
     recipe = recipe_of(wanted.type)
     params = check_params(recipe.params, wanted.params)
     _check_models(here, wanted, params)
+    output = wanted.output or (wanted.name if NAME_PATTERN.fullmatch(wanted.name) else wanted.type)
+    kind = output_kind(wanted.type, params)
+    check_output(here, caller, output, kind)
     return JobSpec(
         type=wanted.type,
         name=wanted.name,
         inputs=pin_inputs(here, caller.tenant, recipe, wanted.inputs),
         params=params.model_dump(mode="json"),
         resources=resources_for(recipe, wanted.resources),
-        output=wanted.output or (wanted.name if NAME_PATTERN.fullmatch(wanted.name) else wanted.type),
-        output_kind=output_kind(wanted.type, params),
+        output=output,
+        output_kind=kind,
         priority=wanted.priority,
         labels=check_labels(wanted.labels, "labels"),
     )
@@ -131,6 +134,17 @@ def check_labels(labels: Labels, param: str) -> Labels:
                 f"{param}: names have 1 to 64 characters, values at most 512.", param=param, code="invalid_value"
             )
     return labels
+
+
+def check_output(here: Gateway, caller: Principal, name: str, kind: ArtifactKind) -> None:
+    """A name keeps its kind: better said now than when the work is done. Raises Conflict."""
+    known = here.view.artifacts.find(caller.tenant, name)
+    if known and known.kind is not kind:
+        raise Conflict(
+            f"{name!r} holds versions of kind {known.kind}, and this job publishes a {kind}; choose another 'output'.",
+            param="output",
+            code="other_kind",
+        )
 
 
 def check_queue(here: Gateway, caller: Principal) -> None:

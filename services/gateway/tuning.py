@@ -12,8 +12,15 @@ from services.gateway.gateway import Gateway
 from services.gateway.inputs import check_source, is_folder, no_such_model, pin_inputs
 from services.gateway.keys import Principal
 from services.gateway.submissions import Asked
-from services.gateway.submit import WantedResources, check_labels, check_params, resources_for, submit_spec
-from shared.contracts.artifacts import ArtifactKind, split_ref
+from services.gateway.submit import (
+    WantedResources,
+    check_labels,
+    check_output,
+    check_params,
+    resources_for,
+    submit_spec,
+)
+from shared.contracts.artifacts import ArtifactKind, ArtifactName, split_ref
 from shared.contracts.jobs import JobSpec, JobState
 from shared.contracts.recipes import RECIPES, SftParams, output_kind
 
@@ -65,6 +72,7 @@ class WantedTuning(Body):
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of `sft`; they win.")
     resources: WantedResources = WantedResources()
     priority: int = Field(0, ge=-100, le=100)
+    output: ArtifactName | None = Field(None, description="The new model's name; by default base and suffix.")
 
 
 def create_tuning(here: Gateway, caller: Principal, asked: Asked, wanted: WantedTuning) -> JobState:
@@ -80,14 +88,16 @@ def _resolve(here: Gateway, caller: Principal, wanted: WantedTuning) -> JobSpec:
     if wanted.validation_file is not None:
         inputs["validation_data"] = wanted.validation_file
     params = check_params(SftParams, {**_hyperparameters(wanted), **base, **wanted.params})
+    output, kind = wanted.output or _output(wanted.model, wanted.suffix), output_kind("sft", params)
+    check_output(here, caller, output, kind)
     return JobSpec(
         type="sft",
         name=wanted.suffix or "",
         inputs=pin_inputs(here, caller.tenant, SFT, inputs, FIELDS),
         params=params.model_dump(mode="json"),
         resources=resources_for(SFT, wanted.resources),
-        output=_output(wanted.model, wanted.suffix),
-        output_kind=output_kind("sft", params),
+        output=output,
+        output_kind=kind,
         priority=wanted.priority,
         labels=check_labels(wanted.metadata or {}, "metadata"),
     )

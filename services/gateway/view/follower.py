@@ -69,7 +69,7 @@ class Follower:
         with self._changed:
             self._fresh.pop(record.key, None)
             self._fresh[record.key] = record
-            if self._seen is not None and not self._all_shown:
+            if self._seen is not None:
                 self._seen.add(record.key)
             self._changed.notify()
 

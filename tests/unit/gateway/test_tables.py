@@ -1,0 +1,52 @@
+"""What the code believes of its tables, and what the migrations build, are one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from services.gateway.answers.fine_tuning import STATUS
+from services.gateway.keys import Keys
+from services.gateway.steering import HAPPENS_ALREADY, REFUSED
+from services.gateway.tables import metadata
+from shared.contracts.jobs import JobStatus
+from shared.db import migrate, open_database
+from shared.settings import Settings
+
+
+def test_migrations_build_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
+    migrate(engine, "services.gateway.migrations")
+    with engine.connect() as sql:
+        assert compare_metadata(MigrationContext.configure(sql), metadata) == []
+
+
+def test_every_status_has_its_openai_word() -> None:
+    assert set(STATUS) == set(JobStatus)
+
+
+def test_no_status_both_refuses_a_command_and_has_it_happen() -> None:
+    for command, statuses in HAPPENS_ALREADY.items():
+        assert not statuses & REFUSED[command]
+
+
+def test_the_first_start_makes_one_key_and_keeps_it_to_its_owner(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
+    migrate(engine, "services.gateway.migrations")
+    settings = Settings(home=tmp_path)
+    for _ in range(2):
+        Keys(engine).ensure_first(settings)
+    file = tmp_path / "key"
+    key = file.read_text().strip()
+    assert key.startswith("sk-llmos-")
+    assert file.stat().st_mode & 0o777 == 0o600
+    keys = Keys(engine)
+    assert keys.remembered(key) is None
+    found = keys.find(key)
+    assert found is not None
+    assert found.tenant == "default"
+    assert keys.remembered(key) == found
+    assert keys.find("wrong") is None
+    assert key.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("gateway.sqlite*"))
