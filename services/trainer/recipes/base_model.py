@@ -151,7 +151,8 @@ def parents(inputs: Mapping[str, Any]) -> list[str]:
 
 def _unloadable(what: str, base: BaseModel, error: Exception) -> RecipeError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(base.source, base.name)
-    return _refuse(FailureReason.input_missing, f"transformers cannot load the {what} of base model {base.name}: {said}")
+    message = f"transformers cannot load the {what} of base model {base.name}: {said}"
+    return _refuse(FailureReason.input_missing, message)
 
 
 def _refuse(reason: FailureReason, message: str, hint: str = "") -> RecipeError:
