@@ -54,7 +54,7 @@ class ArtifactCache:
         self._opened = False
 
     def pull(self, manifest_key: str, on_bytes: OnBytes | None = None) -> Path:
-        """The folder with a registered version's files, in use by this process until `release` or its end.
+        """The folder with a registered version's files, in use until `release` or the end of this cache object.
 
         Do not write into it. Raises ObjectNotFound, CorruptArtifact, StoreFull, StoreUnavailable.
         """
@@ -72,7 +72,7 @@ class ArtifactCache:
         with self._guard:
             uses = self._in_use.get(folder)
             if uses:
-                os.utime(f"{folder}.use")
+                _touch(folder)
                 uses.pop().close()
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class ArtifactCache:
                     self._make(folder, manifest, key_of, on_bytes)
                 elif on_bytes:
                     on_bytes(manifest.size_bytes)
-            os.utime(f"{folder}.use")
+            _touch(folder)
         except BaseException:
             use.close()
             raise
@@ -238,6 +238,12 @@ def _linked(blob: Path, file: ManifestFile, target: Path) -> bool:
     except FileNotFoundError:  # evicted in between
         return False
     return True
+
+
+def _touch(folder: Path) -> None:
+    """It was used now. The time is ours: the kernel's own is too coarse to order two uses."""
+    now_ns = time.time_ns()
+    os.utime(f"{folder}.use", ns=(now_ns, now_ns))
 
 
 def _size(file: BinaryIO) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO
@@ -69,15 +70,27 @@ def _verified(store: ObjectStore, file: ManifestFile) -> Iterator[bytes]:
         raise CorruptArtifact(f"{file.path!r} is not what its manifest says: its sha256 differs")
 
 
+class _Counted:
+    """A source that tells how much of it was read."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.size_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self.size_bytes += len(data)
+        return data
+
+
 def _unpack(archive: Path | BinaryIO, folder: Path) -> None:
-    source = archive.open("rb") if isinstance(archive, Path) else archive
-    try:
-        with tarfile.open(fileobj=source, mode="r|") as tar:
+    with archive.open("rb") if isinstance(archive, Path) else nullcontext(archive) as opened:
+        source = _Counted(opened)
+        with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]
             for member in tar:
                 _unpack_member(tar, member, folder)
-    finally:
-        if isinstance(archive, Path):
-            source.close()
+            if source.size_bytes < tar.offset + tarfile.BLOCKSIZE:  # tarfile takes a missing end for the end
+                raise UnsafeArchive("the archive breaks off: its end is missing")
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

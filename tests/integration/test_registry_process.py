@@ -1,0 +1,104 @@
+"""`python -m services.registry` as it is run: killed while it works, stopped in order, started before its servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from shared.bus.valkey import ValkeyBus
+from shared.contracts.artifacts import ArtifactKind, CommandDone, PublishArtifact
+from shared.store.local import LocalStore
+from tests.integration.registry_world import Client
+from tests.servers import ValkeyServer, valkey
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def server() -> Iterator[ValkeyServer]:
+    with valkey(durable=True) as server:
+        yield server
+
+
+class Registry:
+    """The process."""
+
+    def __init__(self, folder: Path, bus_url: str, **settings: str) -> None:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
+        env |= {"LLMOS_HOME": str(folder / "home"), "LLMOS_BUS_URL": bus_url, "LLMOS_LOG_FORMAT": "json", **settings}
+        self.log = folder / f"registry-{uuid4().hex}.log"
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "services.registry"]
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def client(server: ValkeyServer, tmp_path: Path) -> Iterator[Client]:
+    bus = ValkeyBus(server.bus_url, "test")
+    yield Client(LocalStore(tmp_path / "home" / "objects"), bus, tmp_path)
+    bus.close()
+
+
+def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
+    server: ValkeyServer, client: Client, tmp_path: Path
+) -> None:
+    commands = [
+        PublishArtifact(
+            name=f"m{index % 3}",
+            kind=ArtifactKind.report,
+            staged_prefix=client.stage({"a": str(index).encode() * 1000}),
+            publication_id=f"p{index}",
+        )
+        for index in range(30)
+    ]
+    for command in commands:
+        client.send(command)
+    for answered in (3, 12):
+        registry = Registry(tmp_path, server.bus_url)
+        eventually(lambda answered=answered: len(client.answers) >= answered, 30, "some answers")  # type: ignore[misc]
+        registry.kill()
+    registry = Registry(tmp_path, server.bus_url)
+    eventually(lambda: len(client.answers) == 30, 30, "all answers")
+    pins = {
+        answer.artifact.ref
+        for [answer, *_] in client.answers.values()
+        if isinstance(answer, CommandDone) and answer.artifact
+    }
+    assert pins == {f"m{name}@{version}" for name in range(3) for version in range(1, 11)}
+    client.sees(lambda: all(set(client.versions(f"m{name}")) == set(range(1, 11)) for name in range(3)))
+    assert registry.stop() == 0
+
+
+def test_it_waits_for_a_bus_that_is_not_there_yet(server: ValkeyServer, client: Client, tmp_path: Path) -> None:
+    server.kill()
+    registry = Registry(tmp_path, server.bus_url)
+    eventually(lambda: "waits" in registry.log.read_text(), 30, "a log line that says what it waits for")
+    server.start()
+    client.published("m", {"a": b"1"})
+    assert registry.stop() == 0
+
+
+def test_it_stops_in_order_while_it_waits(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, f"valkey+unix://{tmp_path / 'nothing'}")
+    eventually(lambda: "waits" in registry.log.read_text(), 30, "a log line that says what it waits for")
+    assert registry.stop() == 0
+
+
+def test_a_wrong_setting_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, "memory://", LLMOS_STORE_URL="ftp://x")
+    assert registry.process.wait(30) == 2
+    assert "LLMOS_STORE_URL" in registry.log.read_text()
