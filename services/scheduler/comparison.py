@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -11,7 +12,7 @@ from sqlalchemy import Select, select
 from services.scheduler.clock import Clock
 from services.scheduler.tables import deployments, jobs
 from services.scheduler.truth import Truth, mark_dirty
-from shared.bus.port import Bus, Record
+from shared.bus.port import Bus, Record, Subscription
 from shared.contracts.deployments import DesiredDeployment
 from shared.contracts.jobs import DesiredAttempt, JobState
 from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, Topic
@@ -35,9 +36,8 @@ class Comparison:
         self._caught_up: set[Topic] = set()
         self._lock = threading.Lock()
 
-    def follow(self, bus: Bus) -> None:
-        for topic in TRUTH:
-            bus.follow(topic, self.saw, lambda topic=topic: self._caught_up.add(topic))  # type: ignore[misc]
+    def follow(self, bus: Bus) -> list[Subscription]:
+        return [bus.follow(topic, self.saw, partial(self._caught_up.add, topic)) for topic in TRUTH]
 
     def saw(self, record: Record) -> None:
         with self._lock:

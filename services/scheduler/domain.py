@@ -27,7 +27,7 @@ from shared.contracts.jobs import (
 from shared.contracts.message import Value
 
 KEPT_CHECKPOINTS = 3
-KEPT_ATTEMPTS = 50
+KEPT_ATTEMPTS = 20
 NAMESPACE = UUID("6b1c3a52-94a5-4e0e-8f6b-3f3d6f3c8a10")
 """Ids derived from this one are the same however often they are derived: that is how repeats are recognised."""
 

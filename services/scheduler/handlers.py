@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import UnionType
 
 from services.scheduler.clock import Clock
 from services.scheduler.deployments import Artifacts, Deployment, changed_spec, undeployed
@@ -10,7 +11,7 @@ from services.scheduler.domain import Job, new_job, undecodable_job
 from services.scheduler.ledger import Ledger
 from services.scheduler.liveness import Liveness
 from services.scheduler.truth import Work
-from shared.bus.port import BrokenRecord, Record
+from shared.bus.port import BrokenRecord, Poison, Record
 from shared.contracts.artifacts import ArtifactVersionState, CommandDone, CommandRejected
 from shared.contracts.deployments import Deploy, Scale, Undeploy, deployment_key
 from shared.contracts.jobs import CancelJob, PauseJob, ResumeJob, RunMessage, SubmitJob
@@ -38,6 +39,7 @@ class Handlers:
     # ── jobs.commands ──
 
     def job_commands(self, records: Sequence[Record]) -> None:
+        _refuse_strangers(records, JobCommand)
         commands = [record.message for record in records if isinstance(record.message, JobCommand)]
         with self._ledger.decide() as work:
             jobs = work.jobs({command.job_id for command in commands})
@@ -104,6 +106,7 @@ class Handlers:
     # ── deployments.commands ──
 
     def deployment_commands(self, records: Sequence[Record]) -> None:
+        _refuse_strangers(records, DeploymentCommand)
         commands = [record.message for record in records if isinstance(record.message, DeploymentCommand)]
         with self._ledger.decide() as work:
             handled = work.already_handled({command.id for command in commands})
@@ -133,6 +136,13 @@ class Handlers:
     def heartbeat(self, record: Record) -> None:
         if isinstance(record.message, NodeHeartbeat):
             self._liveness.heard(record.message)
+
+
+def _refuse_strangers(records: Sequence[Record], kinds: UnionType) -> None:
+    """Raises Poison for the first message that does not belong on its topic."""
+    for record in records:
+        if not isinstance(record.message, kinds):
+            raise Poison(record, f"{type(record.message).__name__} does not belong on {record.topic.name}")
 
 
 def deployed(before: Deployment | None, command: DeploymentCommand) -> Deployment | None:

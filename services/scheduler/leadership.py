@@ -7,16 +7,12 @@ import threading
 from pathlib import Path
 from typing import IO, Protocol
 
-from sqlalchemy import Engine
-
-from services.scheduler.truth import take_over
-
 POLL_S = 0.5
 
 
 class Leadership(Protocol):
-    def acquire(self, stopping: threading.Event) -> int | None:
-        """Wait until this process leads and return its new epoch; None when `stopping` was set before."""
+    def acquire(self, stopping: threading.Event) -> bool:
+        """Wait until this process may lead; False when `stopping` was set before. `truth.take_over` comes next."""
 
     def release(self) -> None:
         """Let another lead. Nothing happens where this one does not."""
@@ -25,19 +21,18 @@ class Leadership(Protocol):
 class FileLeadership:
     """A lock on a file beside a SQLite database: the system lets go of it when the process dies, however it dies."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
-        self._engine = engine
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
 
-    def acquire(self, stopping: threading.Event) -> int | None:
+    def acquire(self, stopping: threading.Event) -> bool:
         file = self._path.open("ab")
         while not _locked(file):
             if stopping.wait(POLL_S):
                 file.close()
-                return None
+                return False
         self._file = file
-        return take_over(self._engine)
+        return True
 
     def release(self) -> None:
         if self._file:

@@ -146,6 +146,8 @@ class Liveness:
             return f"the node {node} was silent for {self.timeout_s:.0f} s"
         heard = self._nodes.get(node_key(node, Role.trainer))
         announced = job.announced.get(rank)
+        if heard and heard.beat.stopping and announced is None:
+            return f"the worker on {node} is stopping"
         unlisted = ("unlisted", job.id, job.attempt, rank)
         if heard is None or announced is None or not _denies(heard.beat, job, rank, announced):
             self._since.pop(unlisted, None)

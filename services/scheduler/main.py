@@ -25,8 +25,8 @@ from services.scheduler.monitor import Monitor
 from services.scheduler.outbox import Outbox
 from services.scheduler.rules import Limits
 from services.scheduler.scheduler import Scheduler
-from services.scheduler.truth import Deposed, Truth
-from shared.bus.port import Bus, BusError
+from services.scheduler.truth import Deposed, Truth, take_over
+from shared.bus.port import Bus, BusError, Subscription
 from shared.contracts.topics import (
     DEPLOYMENTS_COMMANDS,
     JOBS_COMMANDS,
@@ -73,16 +73,19 @@ class Service:
         self.handlers = Handlers(self.ledger, self.liveness, self.artifacts, self.scheduler.wake)
         self._on_failure = on_failure
         self._threads: list[threading.Thread] = []
+        self._subscriptions: list[Subscription] = []
 
     def start(self) -> None:
-        on = self.handlers
-        self.bus.follow(NODES_HEARTBEATS, on.heartbeat, self.liveness.all_shown)
-        self.bus.follow(REGISTRY_STATE, on.registry_state, on.registry_caught_up)
-        self.comparison.follow(self.bus)
-        self.bus.subscribe(JOBS_COMMANDS, GROUP, on.job_commands, on_broken=on.broken_job_command)
-        self.bus.subscribe(JOBS_EVENTS, GROUP, on.job_events)
-        self.bus.subscribe(REGISTRY_EVENTS, GROUP, on.registry_events)
-        self.bus.subscribe(DEPLOYMENTS_COMMANDS, GROUP, on.deployment_commands)
+        on, bus = self.handlers, self.bus
+        self._subscriptions = [
+            bus.follow(NODES_HEARTBEATS, on.heartbeat, self.liveness.all_shown),
+            bus.follow(REGISTRY_STATE, on.registry_state, on.registry_caught_up),
+            *self.comparison.follow(bus),
+            bus.subscribe(JOBS_COMMANDS, GROUP, on.job_commands, on_broken=on.broken_job_command),
+            bus.subscribe(JOBS_EVENTS, GROUP, on.job_events),
+            bus.subscribe(REGISTRY_EVENTS, GROUP, on.registry_events),
+            bus.subscribe(DEPLOYMENTS_COMMANDS, GROUP, on.deployment_commands),
+        ]
         for part in (self.outbox.run, self.scheduler.run, self.monitor.run):
             thread = threading.Thread(target=self._run, args=(part,), name=part.__qualname__, daemon=True)
             thread.start()
@@ -94,7 +97,8 @@ class Service:
             part.stop()
         for thread in self._threads:
             thread.join()
-        self.bus.close()
+        for subscription in self._subscriptions:
+            subscription.close()
 
     def _run(self, part: Callable[[], None]) -> None:
         """A thread that fails ends the process: the next one begins from the truth."""
@@ -109,7 +113,7 @@ def leadership_of(settings: Settings, engine: Engine) -> Leadership:
     """Raises SettingsError where the database has no way to elect a leader yet."""
     if engine.dialect.name != "sqlite" or not engine.url.database:
         raise SettingsError(f"LLMOS_DB_URL: the scheduler needs sqlite:///file (it is {settings.db_url!r})")
-    return FileLeadership(engine, Path(f"{engine.url.database}.leader"))
+    return FileLeadership(Path(f"{engine.url.database}.leader"))
 
 
 def main(settings: Settings) -> int:
@@ -125,27 +129,36 @@ def main(settings: Settings) -> int:
 
     engine = open_database(settings.effective_db_url("scheduler"))
     leadership = leadership_of(settings, engine)
-    if not until_it_works("the database", lambda: migrate(engine, "services.scheduler.migrations"), stopping):
-        return 0
-    log.info("stands by until it leads")
-    epoch = leadership.acquire(stopping)
-    if epoch is None:
-        return 0
+    log.info("stands by until it may lead")
     try:
-        bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
-        if until_it_works("the bus", bus.ping, stopping):
-            doorbell = shared.doorbell.connect(settings.redis_url)
-            service = Service(settings, engine, bus, doorbell, epoch, on_failure=failed)
-            metrics.LEADS.set(1)
-            log.info("leads in epoch %d", epoch)
-            service.start()
-            stopping.wait()
-            log.info("stops")
-            service.stop()
-            doorbell.close()
+        if leadership.acquire(stopping):
+            lead(settings, engine, stopping, failed)
     finally:
         leadership.release()
     return 1 if failures else 0
+
+
+def lead(
+    settings: Settings, engine: Engine, stopping: threading.Event, failed: Callable[[BaseException], None]
+) -> None:
+    """Take over and decide until told to stop. Only who may lead touches the schema."""
+    bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
+    try:
+        if not until_it_works("the database", lambda: migrate(engine, "services.scheduler.migrations"), stopping):
+            return
+        if not until_it_works("the bus", bus.ping, stopping):
+            return
+        doorbell = shared.doorbell.connect(settings.redis_url)
+        service = Service(settings, engine, bus, doorbell, take_over(engine), on_failure=failed)
+        service.start()
+        metrics.LEADS.set(1)
+        log.info("leads in epoch %d", service.truth.epoch)
+        stopping.wait()
+        log.info("stops")
+        service.stop()
+        doorbell.close()
+    finally:
+        bus.close()
 
 
 def until_it_works(what: str, attempt: Callable[[], None], stopping: threading.Event) -> bool:

@@ -57,11 +57,15 @@ class Monitor:
 
     def run(self) -> None:
         """Until stopped. Raises Deposed."""
+        trouble = ""
         while not self._stopping.wait(PING_S):
             try:
                 self.look()
+                trouble = ""
             except (BusError, SQLAlchemyError) as error:
-                log.warning("%s", error)
+                if str(error) != trouble:
+                    log.warning("%s", error)
+                trouble = str(error)
 
     def look(self) -> None:
         """One look. Raises BusError when the bus is away; what nodes say meanwhile is not heard, and not held against

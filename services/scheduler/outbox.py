@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.scheduler.clock import Clock
 from services.scheduler.deployments import Deployment, desired_deployment
@@ -77,9 +78,12 @@ class Outbox:
         pause_s = FIRST_PAUSE_S
         while not self._stopping.is_set():
             self._wake.clear()
-            sent, failed = self.publish_round()
+            try:
+                sent, failed = self.publish_round()
+            except SQLAlchemyError as error:
+                sent, failed, self._last_error = 0, 1, error
             if failed:
-                log.warning("the bus did not take %d messages, which are sent again: %s", failed, self._last_error)
+                log.warning("%d messages were not taken, and are sent again: %s", failed, self._last_error)
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             elif not sent:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from services.scheduler.leadership import FileLeadership
 from services.scheduler.main import Service
+from services.scheduler.truth import take_over
 from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import (
     ArtifactKind,
@@ -219,9 +220,9 @@ class World:
     def start_scheduler(self, bus: Bus | None = None) -> Service:
         engine = open_database(self.settings.effective_db_url("scheduler"))
         migrate(engine, "services.scheduler.migrations")
-        self.leadership = FileLeadership(engine, self.folder / "leader")
-        epoch = self.leadership.acquire(threading.Event())
-        assert epoch is not None
+        self.leadership = FileLeadership(self.folder / "leader")
+        assert self.leadership.acquire(threading.Event())
+        epoch = take_over(engine)
         service = Service(
             self.settings, engine, bus or self.own_bus(), self.doorbell, epoch, on_failure=self.failures.append
         )

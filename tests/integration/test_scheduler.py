@@ -100,6 +100,7 @@ def test_a_paused_job_goes_on_from_its_checkpoint(world: World) -> None:
     trainer = world.trainer()
     job = world.submit()
     run = run_of(trainer, job)
+    world.until(job, "running")
     trainer.checkpoint(run, step=4)
     world.command(PauseJob(job_id=job))
     world.until(job, "paused")
@@ -179,6 +180,14 @@ def test_a_submission_that_cannot_be_read_is_a_failed_job(world: World) -> None:
     assert state.failure.reason == "undecodable"
     assert "priority" in state.reason
     assert state.spec.type == "sft"
+
+
+def test_a_command_on_the_wrong_topic_does_not_hold_up_the_others(world: World) -> None:
+    world.start_scheduler()
+    world.bus.publish(JOBS_COMMANDS, "odd", Undeploy(name="chat")).result()
+    job = world.submit()
+    world.until(job, "queued")
+    eventually(lambda: world.bus.dlq_depth(JOBS_COMMANDS) == 1)
 
 
 def publish_raw(world: World, key: str, raw: bytes) -> None:
@@ -403,14 +412,18 @@ def test_hundreds_of_jobs_of_two_tenants_all_succeed_once(world: World) -> None:
 
 def test_a_second_scheduler_stands_by_until_the_first_is_gone(world: World) -> None:
     first = world.start_scheduler()
-    standby = FileLeadership(first.truth.engine, world.folder / "leader")
-    epochs: list[int | None] = []
-    waiting = threading.Thread(target=lambda: epochs.append(standby.acquire(threading.Event())))
+    standby = FileLeadership(world.folder / "leader")
+    told_to_stop = threading.Event()
+    told_to_stop.set()
+    assert not standby.acquire(told_to_stop)
+    leads: list[bool] = []
+    waiting = threading.Thread(target=lambda: leads.append(standby.acquire(threading.Event())))
     waiting.start()
-    assert not epochs
+    assert not leads
     world.stop_scheduler()
     waiting.join(10)
-    assert epochs == [first.truth.epoch + 1]
+    assert leads == [True]
+    assert take_over(first.truth.engine) == first.truth.epoch + 1
     standby.release()
 
 

@@ -191,6 +191,12 @@ def test_an_attempt_nobody_takes_up_is_rung_for_again_and_then_given_up(ear: Ear
     assert isinstance(ear.liveness.verdict(job), AttemptLost)
 
 
+def test_an_attempt_is_not_waited_for_on_a_node_that_is_stopping(ear: Ear) -> None:
+    ear.listen()
+    ear.beat(stopping=True)
+    assert isinstance(ear.liveness.verdict(tell(a_job(), dispatch("n1"))), AttemptLost)
+
+
 def test_a_run_that_is_being_prepared_is_not_given_up(ear: Ear) -> None:
     job = tell(a_job(), dispatch("n1"))
     ear.listen()
