@@ -1,0 +1,66 @@
+"""Inside the child: parameters are read once more, and unknown types are refused."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+from services.trainer import protocol
+from services.trainer.execution import execute
+
+
+class Ready:
+    """An Inbox that has been told to begin."""
+
+    def __init__(self, begin: protocol.Begin) -> None:
+        self._begin = begin
+
+    def begin(self) -> protocol.Begin:
+        return self._begin
+
+    def wait_uploaded(self, step: int) -> None:
+        """At once."""
+
+
+def executed(tmp_path: Path, job_type: str = "probe", attempt: int = 1, **params: Any) -> protocol.Report:
+    spec = {"type": job_type, "params": params, "output": "thing"}
+    begin = protocol.Begin(spec, {}, str(tmp_path), attempt)
+    return execute(job_type, Ready(begin), io.BytesIO(), threading.Event())  # type: ignore[arg-type]
+
+
+def test_an_unknown_type_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    word = executed(tmp_path, "alchemy")
+    assert isinstance(word, protocol.Failed)
+    assert not word.retryable
+    assert "probe" in word.message
+
+
+def test_a_parameter_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    word = executed(tmp_path, steps="many")
+    assert isinstance(word, protocol.Failed)
+    assert (word.reason, word.param, word.retryable) == ("bad_params", "steps", False)
+
+
+def test_only_the_first_attempts_fail_when_so_told(tmp_path: Path) -> None:
+    how = {"steps": 2, "fail_at_step": 1, "fail_with": "user", "fail_attempts": 1}
+    assert isinstance(executed(tmp_path, attempt=1, **how), protocol.Failed)
+    assert isinstance(executed(tmp_path, attempt=2, **how), protocol.Done)
+
+
+def test_a_pickle_comes_out_as_a_model_with_a_bin_file(tmp_path: Path) -> None:
+    word = executed(tmp_path, steps=1, fail_at_step=1, fail_with="pickle")
+    assert isinstance(word, protocol.Done)
+    (output,) = word.outputs
+    assert output.kind == "model"
+    assert [path.name for path in Path(output.folder).iterdir()] == ["pytorch_model.bin"]
+
+
+def test_orders_and_reports_survive_the_pipe() -> None:
+    begin = protocol.Begin({"type": "probe"}, {"data": "/x"}, "/w", 2, "/c")
+    assert protocol.decode_order(protocol.encode(begin)) == begin
+    done = protocol.Done([protocol.OutputMade("a", "model", "/f", {"where": Path("/p")})])
+    decoded = protocol.decode_report(protocol.encode(done))
+    assert isinstance(decoded, protocol.Done)
+    assert decoded.outputs[0].metadata == {"where": "/p"}
