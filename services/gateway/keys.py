@@ -14,6 +14,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from services.gateway.sql import reading, writing
 from services.gateway.tables import api_keys
 from shared.settings import Settings
 
@@ -44,7 +45,7 @@ class Keys:
 
     def find(self, key: str) -> Principal | None:
         hashed = _hash(key)
-        with self._engine.connect().execution_options(readonly=True) as sql:
+        with reading(self._engine) as sql:
             row = sql.execute(select(api_keys).where(api_keys.c.key_sha256 == hashed)).one_or_none()
         if row is None:
             self._known.pop(hashed, None)
@@ -64,7 +65,7 @@ class Keys:
             "limits": limits or {},
         }
         try:
-            with self._engine.begin() as sql:
+            with writing(self._engine) as sql:
                 sql.execute(insert(api_keys).values(row))
         except IntegrityError:
             return

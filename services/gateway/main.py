@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -98,6 +99,9 @@ def main() -> None:
     except SettingsError as error:
         die(error)
     setup_telemetry(settings, "gateway")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops in order, and then raises the signal once more for whoever was there before: that is nobody.
+        signal.signal(number, lambda *_: None)
     uvicorn.run(
         build(settings),
         host=settings.host,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +14,7 @@ from sqlalchemy import Connection, Engine, Row, case, delete, exists, func, or_,
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
 
-from services.gateway.sql import reading
+from services.gateway.sql import reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError, Position
 from shared.contracts.message import Message, decode
@@ -70,7 +72,6 @@ class Outbox:
     def _noted(self, command_id: str, done: Future[Position]) -> None:
         if not done.cancelled() and done.exception() is None:
             self._taken.append(command_id)
-            self._wake.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -85,23 +86,22 @@ class Outbox:
                 self._stopping.wait(1.0)
         self._write_down()
 
-    def _write_down(self) -> None:
-        """Note all that the bus has taken, in one transaction. What is lost by a crash is published again."""
-        taken = [self._taken.popleft() for _ in range(len(self._taken))]
-        if not taken:
-            return
-        now = datetime.now(UTC)
-        through = case((submissions.c.until == "published", now), else_=submissions.c.done_at)
+    @contextmanager
+    def taken(self) -> Iterator[list[str]]:
+        """The ids of commands that the bus has taken since the last look; they come again when the block fails."""
+        ids = [self._taken.popleft() for _ in range(len(self._taken))]
         try:
-            with self._engine.begin() as sql:
-                sql.execute(
-                    update(submissions)
-                    .where(submissions.c.command_id.in_(taken), submissions.c.published_at.is_(None))
-                    .values(published_at=now, done_at=through)
-                )
-        except SQLAlchemyError:
-            self._taken.extendleft(taken)
+            yield ids
+        except BaseException:
+            self._taken.extendleft(ids)
             raise
+
+    def _write_down(self) -> None:
+        """What is lost by a crash is published again."""
+        with self.taken() as ids:
+            if ids:
+                with writing(self._engine) as sql:
+                    write_down(sql, ids)
 
     def _publish_due(self) -> None:
         """The first waits for the bus's answer, so that a bus that is away is asked once a round and not for all."""
@@ -117,7 +117,7 @@ class Outbox:
 
     def _put_off(self, rows: list[Row[Any]]) -> None:
         now = datetime.now(UTC)
-        with self._engine.begin() as sql:
+        with writing(self._engine) as sql:
             for row in rows:
                 pause = timedelta(seconds=min(2.0 * 2 ** min(row.tries, 10), LONGEST_PAUSE_S))
                 sql.execute(
@@ -131,8 +131,21 @@ class Outbox:
         if now - self._pruned_at < PRUNE_EVERY:
             return
         self._pruned_at = now
-        with self._engine.begin() as sql:
+        with writing(self._engine) as sql:
             sql.execute(delete(submissions).where(submissions.c.done_at < now - KEPT))
+
+
+def write_down(sql: Connection, taken: Sequence[str]) -> None:
+    """The bus has these commands; for some of them that is all that was to be done."""
+    if not taken:
+        return
+    now = datetime.now(UTC)
+    through = case((submissions.c.until == "published", now), else_=submissions.c.done_at)
+    sql.execute(
+        update(submissions)
+        .where(submissions.c.command_id.in_(taken), submissions.c.published_at.is_(None))
+        .values(published_at=now, done_at=through)
+    )
 
 
 def _due(sql: Connection) -> list[Row[Any]]:

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
+
+_turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
 
 
 def reading(engine: Engine) -> Connection:
     """A connection for a block of reads, which never waits for a writer."""
     return engine.connect().execution_options(readonly=True)
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that is committed when the block ends.
+
+    SQLite has one writer at a time, and who waits for it polls with growing pauses; in one process a lock is fairer.
+    """
+    with _turn(engine), engine.begin() as sql:
+        yield sql
+
+
+def _turn(engine: Engine) -> AbstractContextManager[object]:
+    if engine.dialect.name != "sqlite":
+        return nullcontext()
+    with _turns_lock:
+        return _turns.setdefault(engine, threading.Lock())
 
 
 def upsert(
@@ -37,4 +60,8 @@ def insert_new(sql: Connection, table: Table, rows: Sequence[dict[str, Any]]) ->
 
 
 def _insert(sql: Connection, table: Table) -> Any:
-    return (postgresql if sql.dialect.name == "postgresql" else sqlite).insert(table)
+    if sql.dialect.name == "postgresql":  # its dialect is not loaded where it is not used
+        from sqlalchemy.dialects.postgresql import insert
+
+        return insert(table)
+    return sqlite.insert(table)

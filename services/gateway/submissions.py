@@ -16,8 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from structlog import get_logger
 
 from services.gateway.errors import Conflict, Unavailable
-from services.gateway.outbox import Outbox, in_the_way
-from services.gateway.sql import reading
+from services.gateway.outbox import Outbox, in_the_way, write_down
+from services.gateway.sql import reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError
 from shared.contracts.message import Message
@@ -113,7 +113,8 @@ class Submissions:
     def _commit(
         self, asked: Asked, order: Order, alongside: Callable[[Connection], object] | None
     ) -> tuple[Accepted, bool]:
-        with self._engine.begin() as sql:
+        with self.outbox.taken() as taken, writing(self._engine) as sql:
+            write_down(sql, taken)
             if earlier := _earlier(sql, asked):
                 return earlier, False
             self._check_room(sql)

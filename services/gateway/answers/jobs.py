@@ -12,7 +12,7 @@ from shared.contracts.jobs import AttemptState, CheckpointRef, JobState
 
 def job(state: JobState, view: View) -> dict[str, Any]:
     """Everything there is to know of a job."""
-    progress = view.records.latest_progress(state)
+    progress = view.records.latest_progress(state) if state.version else None
     return {
         **brief_job(state),
         "queue_position": view.jobs.queue_position(state),

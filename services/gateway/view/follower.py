@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
 
+from services.gateway.sql import writing
 from shared.bus.port import Bus, Record, Subscription
 from shared.contracts.topics import Topic
 
@@ -107,7 +108,7 @@ class Follower:
         """In a transaction, again for as long as the database is away. False when stopping."""
         while not self._stopping:
             try:
-                with self._engine.begin() as sql:
+                with writing(self._engine) as sql:
                     work(sql)
             except SQLAlchemyError as error:
                 log.warning("view_waits_for_database", topic=self.topic.name, reason=str(error).splitlines()[0])

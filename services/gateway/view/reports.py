@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, update
 
-from services.gateway.sql import insert_new
+from services.gateway.sql import insert_new, writing
 from services.gateway.tables import files, job_records, submissions
 from services.gateway.view.bell import Bell
 from shared.bus.port import Record
@@ -29,13 +29,13 @@ class Reports:
 
     def on_job_records(self, records: Sequence[Record]) -> None:
         rows = [row for record in records if (row := _row(record))]
-        with self._engine.begin() as sql:
+        with writing(self._engine) as sql:
             insert_new(sql, job_records, rows)
         self._bell.ring(record.key for record in records)
 
     def on_registry_events(self, records: Sequence[Record]) -> None:
         answers = [record.message for record in records]
-        with self._engine.begin() as sql:
+        with writing(self._engine) as sql:
             for answer in answers:
                 if isinstance(answer, CommandDone):
                     _settle(sql, answer.command_id, done_at=datetime.now(UTC))
@@ -46,7 +46,7 @@ class Reports:
     def prune(self) -> None:
         """Log lines go after a week; events and progress stay for as long as their job."""
         old = job_records.c.at < datetime.now(UTC) - LOGS_KEPT
-        with self._engine.begin() as sql:
+        with writing(self._engine) as sql:
             sql.execute(delete(job_records).where(job_records.c.type == LogLines.__name__, old))
 
 
