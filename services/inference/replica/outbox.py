@@ -31,6 +31,7 @@ class Outbox:
         self._replies = replies
         self._on_gone = on_gone
         self._lanes: dict[str, _Lane] = {}
+        self._finishing: set[asyncio.Task[None]] = set()
 
     def put(self, address: str, frame: Frame, *, urgent: bool) -> None:
         """Never blocks. An urgent frame leaves at once and takes along what waits; others wait up to 2 ms for more."""
@@ -39,23 +40,20 @@ class Outbox:
             lane = self._lanes[address] = _Lane(address, self._replies, self._drop)
         lane.put(frame, urgent=urgent)
 
-    @property
-    def addresses(self) -> list[str]:
-        return list(self._lanes)
-
     def forget(self, address: str) -> None:
         """Nobody there has a request here any more; what waits is still sent."""
         lane = self._lanes.pop(address, None)
         if lane is not None:
             lane.finish()
+            self._finishing.add(lane.task)
+            lane.task.add_done_callback(self._finishing.discard)
 
     async def close(self, timeout_s: float = 5) -> None:
         """Send what waits, for so long."""
-        tasks = [lane.task for lane in self._lanes.values()]
-        for address in self.addresses:
+        for address in list(self._lanes):
             self.forget(address)
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+        if self._finishing:
+            _, late = await asyncio.wait(set(self._finishing), timeout=timeout_s)
             for task in late:
                 task.cancel()
 
