@@ -20,7 +20,7 @@ import shared.store
 from services.gateway import errors, routes
 from services.gateway.auth import RequireKey
 from services.gateway.gateway import Gateway
-from services.gateway.inference import InferenceGateway
+from services.gateway.inference import InferenceGateway, Shortcut
 from services.gateway.keys import Keys
 from services.gateway.limits import BoundedBody
 from services.gateway.metrics import Measured, Metrics
@@ -73,6 +73,7 @@ def create_app(
     routes.mount(app)
     app.include_router(inference.router)
     # The last one added is the outermost.
+    app.add_middleware(Shortcut, answering=inference.answering)
     app.add_middleware(BoundedBody, limit_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(Measured, metrics=metrics)

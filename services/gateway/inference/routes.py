@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from services.gateway.auth import Caller
 from services.gateway.inference.dispatch import Dispatcher
 from services.gateway.inference.predict import Prediction
 from services.gateway.inference.relay import Relay
 
+PREDICT = "/predict"
 PASSED_THROUGH = {
     "/v1/chat/completions": "Answer a chat",
     "/v1/completions": "Complete a text",
@@ -25,45 +28,53 @@ DESCRIPTION = (
     "Every field but `model` goes to the engine (vLLM) as it is. `model` is a deployment, `name`, `name@3`, or "
     "`name@alias`. The header `x-request-timeout-ms` sets a deadline."
 )
-PREDICT = (
+PREDICT_DESCRIPTION = (
     "The simple call: `model_id` and `input` (or `prompt`, `text`: a completion; `messages`: a chat). Other fields, "
     "and those of `parameters`, go to the engine. Answers `model_id` (the version), `output` and `usage`."
 )
 
 
-def make_router(dispatcher: Dispatcher, timeout_s: float) -> APIRouter:
-    """All routes of inference, over this dispatcher."""
+Answering = Mapping[str, Callable[[str], Response]]
+"""Path → what answers a request of a tenant there."""
+
+
+def make_answering(dispatcher: Dispatcher, timeout_s: float) -> Answering:
+    """What answers, path by path, over this dispatcher."""
+
+    def relay(path: str, tenant: str) -> Response:
+        return Relay(dispatcher, path, tenant, timeout_s)
+
+    def prediction(tenant: str) -> Response:
+        return Prediction(dispatcher, PREDICT, tenant, timeout_s)
+
+    return {**{path: partial(relay, path) for path in PASSED_THROUGH}, PREDICT: prediction}
+
+
+def make_router(answering: Answering) -> APIRouter:
+    """The same as routes, with their documentation."""
     router = APIRouter(tags=["inference"])
-
-    def pass_through(path: str, summary: str) -> None:
-        async def ask(_: Request, caller: Caller) -> Response:
-            return Relay(dispatcher, path, caller.tenant, timeout_s)
-
-        router.add_api_route(
-            path,
-            ask,
-            methods=["POST"],
-            name=path.strip("/").replace("/", "_"),
-            summary=summary,
-            description=DESCRIPTION,
-            response_class=Response,
-            openapi_extra=_json_body("model"),
-        )
-
     for path, summary in PASSED_THROUGH.items():
-        pass_through(path, summary)
-
-    @router.post(
-        "/predict",
-        summary="Ask in one call",
-        description=PREDICT,
-        response_class=Response,
-        openapi_extra=_json_body("model_id"),
-    )
-    async def predict(_: Request, caller: Caller) -> Response:
-        return Prediction(dispatcher, "/predict", caller.tenant, timeout_s)
-
+        _add_route(router, path, answering, summary, DESCRIPTION, _json_body("model"))
+    _add_route(router, PREDICT, answering, "Ask in one call", PREDICT_DESCRIPTION, _json_body("model_id"))
     return router
+
+
+def _add_route(
+    router: APIRouter, path: str, answering: Answering, summary: str, description: str, body: dict[str, Any]
+) -> None:
+    async def answer(caller: Caller) -> Response:
+        return answering[path](caller.tenant)
+
+    router.add_api_route(
+        path,
+        answer,
+        methods=["POST"],
+        name=path.strip("/").replace("/", "_"),
+        summary=summary,
+        description=description,
+        response_class=Response,
+        openapi_extra=body,
+    )
 
 
 def _json_body(required: str) -> dict[str, Any]:

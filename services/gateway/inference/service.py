@@ -12,7 +12,7 @@ from services.gateway.inference.dispatch import Dispatcher
 from services.gateway.inference.errors import RepliesGone
 from services.gateway.inference.pending import Pending
 from services.gateway.inference.pump import Pump
-from services.gateway.inference.routes import make_router
+from services.gateway.inference.routes import make_answering, make_router
 from services.gateway.inference.table import RoutingTable
 from shared.bus.port import Bus, Record, Subscription
 from shared.contracts import topics
@@ -40,7 +40,8 @@ class InferenceGateway:
         self._behind = {topic.name for topic in FOLLOWED}
         self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.router: APIRouter = make_router(self._dispatcher, settings.request_timeout_s)
+        self.answering = make_answering(self._dispatcher, settings.request_timeout_s)
+        self.router: APIRouter = make_router(self.answering)
 
     async def start(self) -> None:
         """Begin to follow the state topics and to read replies. Does not wait for either."""
