@@ -10,8 +10,12 @@ MAX_LINE = 4_000
 MAX_UNFINISHED_BYTES = 64 * 1024
 MAX_LINES_PER_S = 500
 MAX_BATCH = 200
+MAX_BATCH_CHARACTERS = 60_000
+"""So that a batch stays a small message on the bus, whatever its characters become in UTF-8 and JSON."""
 BATCH_S = 0.2
 TAIL = 50
+MAX_TAIL_LINE = 500
+"""Characters: the tail goes into the failure, and that into the job's state."""
 
 
 class LineSplitter:
@@ -28,21 +32,17 @@ class LineSplitter:
             if not self._skipping:
                 lines.append(_text(raw))
             self._skipping = False
+        self._rest = _last_state(self._rest)
         if len(self._rest) > MAX_UNFINISHED_BYTES:
-            self._shorten(lines)
+            if not self._skipping:
+                lines.append(_text(self._rest))
+            self._rest, self._skipping = b"", True
         return lines
 
     def end(self) -> list[str]:
         """What came after the last newline."""
         rest, self._rest = self._rest, b""
         return [_text(rest)] if rest and not self._skipping else []
-
-    def _shorten(self, lines: list[str]) -> None:
-        before, overwritten, last = self._rest.rpartition(b"\r")
-        if not overwritten and not self._skipping:
-            lines.append(_text(before or last))
-        self._skipping = not overwritten
-        self._rest = last if overwritten else b""
 
 
 class LogFeed:
@@ -60,7 +60,7 @@ class LogFeed:
     def add(self, lines: list[str], now_s: float) -> None:
         with self._guard:
             for line in lines:
-                self._tail.append(line)
+                self._tail.append(line if len(line) <= MAX_TAIL_LINE else line[:MAX_TAIL_LINE] + "…")
                 self._admit(line, now_s)
             if self._lines and self._due_s is None:
                 self._due_s = now_s + BATCH_S
@@ -72,7 +72,8 @@ class LogFeed:
                 self._confess()
             if not self._lines or not (everything or len(self._lines) >= MAX_BATCH or now_s >= (self._due_s or 0)):
                 return []
-            batch, self._lines = self._lines[:MAX_BATCH], self._lines[MAX_BATCH:]
+            count = _fitting(self._lines)
+            batch, self._lines = self._lines[:count], self._lines[count:]
             self._due_s = now_s if self._lines else None
             return batch
 
@@ -97,7 +98,21 @@ class LogFeed:
             self._left_out = 0
 
 
+def _fitting(lines: list[str]) -> int:
+    """How many of the first lines make one batch; at least one."""
+    size = 0
+    for count, line in enumerate(lines[:MAX_BATCH]):
+        size += len(line)
+        if count and size > MAX_BATCH_CHARACTERS:
+            return count
+    return min(len(lines), MAX_BATCH)
+
+
+def _last_state(raw: bytes) -> bytes:
+    """What is left of a line after its last carriage return but one at the very end."""
+    return raw[raw.rfind(b"\r", 0, max(0, len(raw) - 1)) + 1 :]
+
+
 def _text(raw: bytes) -> str:
-    shown = raw.rstrip(b"\r").rpartition(b"\r")[2]
-    text = shown.decode("utf-8", errors="replace").replace("\x00", "\ufffd")
+    text = _last_state(raw).removesuffix(b"\r").decode("utf-8", errors="replace").replace("\x00", "\ufffd")
     return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}… ({len(text) - MAX_LINE} more characters cut)"

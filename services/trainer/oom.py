@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SOURCES = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+CGROUP = Path("/sys/fs/cgroup")
+SOURCES = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
 
 
 def oom_kills(sources: tuple[Path, ...] = SOURCES) -> int:

@@ -97,6 +97,7 @@ class Run:
         except OSError as error:
             self._announce(os.getpid())
             self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
+            self._at.folder.clear(self.ref.run_id)
             return
         self._announce(child.pid)
         self._log.info("run_started", pid=child.pid)
@@ -117,7 +118,10 @@ class Run:
             self._supervision.stop(self._grace_s(order) if begun else 0)
 
     def abandon(self) -> None:
-        """The trainer ends: reports that are not durable by now are given up."""
+        """The trainer ends: give up what is under way, and reports that are not durable by now."""
+        self._transfers.abort()
+        if self._supervision:
+            self._supervision.stop(0)
         self._outbox.abandon()
 
     # On the agent's thread, at the start
@@ -127,7 +131,12 @@ class Run:
         environment = child_environment(ref.run_id, self._place.devices, spec.resources.cpus, self._at.capacity)
         workdir = self._at.folder.workdir(ref.run_id)
         child = Child.start(spec.type, workdir, environment)
-        self._at.folder.record(ref.run_id, ref.job_id, ref.attempt, ref.rank, child.pid)
+        try:
+            self._at.folder.record(ref.run_id, ref.job_id, ref.attempt, ref.rank, child.pid)
+        except OSError:
+            child.reap()
+            child.close()
+            raise
         return child, workdir
 
     def _announce(self, pid: int) -> None:

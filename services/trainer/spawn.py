@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import services
 from services.trainer import protocol
 from shared.contracts.nodes import Capacity
+from shared.settings import PREFIX
 
 RUN_ID_VARIABLE = "LLM_OS_RUN_ID"
 """In the environment of a child and of all it starts, so that leftovers are known for what they are."""
@@ -98,17 +99,19 @@ class Child:
         for fd in (self._control, self.reports, self.output, self.exited):
             os.close(fd)
 
-    def _signal(self, send: object, number: signal.Signals) -> None:
+    def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
         with self._guard:  # a reaped pid may be another's
-            if not self._reaped and callable(send):
+            if not self._reaped:
                 send(self._process.pid, number)
 
 
 def child_environment(run_id: str, devices: list[int], cpus: float, capacity: Capacity) -> dict[str, str]:
-    """The trainer's own environment, with this run's share of the machine."""
+    """The trainer's own environment less its settings (there are credentials among them), with this run's share of
+    the machine."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **os.environ,
+        **inherited,
         RUN_ID_VARIABLE: run_id,
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
         "OMP_NUM_THREADS": str(threads_for(devices, cpus, capacity)),

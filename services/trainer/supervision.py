@@ -83,7 +83,15 @@ class Supervision:
     def _on_reports(self) -> None:
         *lines, self._half_report = (self._half_report + self._data(self._child.reports)).split(b"\n")
         for line in lines:
-            self._hear(_report(line))
+            self._hear(self._report(line))
+
+    def _report(self, line: bytes) -> protocol.Report:
+        """A child that writes what is no report cannot be trusted to go on."""
+        try:
+            return protocol.decode_report(line)
+        except msgspec.DecodeError as error:
+            self._child.kill()
+            return protocol.Failed("crashed", f"The training process wrote a report that cannot be read: {error}", True)
 
     def _data(self, fd: int) -> bytes:
         data = os.read(fd, READ_BYTES)
@@ -96,11 +104,3 @@ class Supervision:
             due = self._kill_at_s is not None and time.monotonic() >= self._kill_at_s
         if due:
             self._child.kill()
-
-
-def _report(line: bytes) -> protocol.Report:
-    """What is no report is the failure of whoever wrote it."""
-    try:
-        return protocol.decode_report(line)
-    except msgspec.DecodeError as error:
-        return protocol.Failed("crashed", f"The training process wrote a report that cannot be read: {error}", True)

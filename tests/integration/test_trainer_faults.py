@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import IO, TypeVar
 import pytest
 
 from services.trainer.leftovers import RunFolder
+from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.jobs import (
     AttemptFailed,
     AttemptStarted,
@@ -221,3 +223,40 @@ def test_a_full_store_ends_the_run_with_a_hint(tmp_path: Path, steps: int) -> No
         failed = node.await_event(AttemptFailed, "j")
         assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
         assert failed.failure.hint
+
+
+def test_a_disk_that_refuses_the_start_ends_the_attempt_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "record", full)
+    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+        node.wish("j", params={"steps": 1})
+        failed = node.await_event(AttemptFailed, "j")
+        assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
+        assert [type(event) for event in node.events("j")] == [AttemptStarted, AttemptFailed]
+        eventually(lambda: list(node.runs.iterdir()) == [])
+
+
+def test_a_missing_input_is_named(tmp_path: Path) -> None:
+    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+        pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
+        node.wish("j", inputs={"data": pin})
+        failed = node.await_event(AttemptFailed, "j")
+        assert (failed.failure.reason, failed.retryable) == (FailureReason.input_missing, False)
+        assert "manifests/default/data/3.json" in failed.failure.message
+
+
+def test_inputs_wait_for_a_store_that_is_away_and_a_pause_does_not(tmp_path: Path) -> None:
+    class Unreadable(LocalStore):
+        def get_bytes(self, key: str) -> bytes:
+            raise StoreUnavailable("nobody answers")
+
+    pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
+    with TrainerNode(tmp_path, Unreadable(tmp_path / "objects")).running() as node:
+        desired = node.wish("j", inputs={"data": pin})
+        node.await_log("the object store is away", "j")
+        node.rewish(desired, wish=Wish.pause)
+        assert node.await_event(AttemptStopped, "j").wish is Wish.pause

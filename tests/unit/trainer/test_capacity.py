@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from services.trainer.capacity import measure_capacity, parse_devices, visible
 from services.trainer.oom import oom_kills
 from services.trainer.spawn import child_environment, threads_for
@@ -51,6 +53,14 @@ def test_a_run_gets_its_equal_share_of_the_processors_or_what_it_asked_for() -> 
     assert threads_for([], 99, capacity(cpus=8, slots=4)) == 8
     assert threads_for([0], 1, capacity(cpus=8, devices=4)) == 2
     assert threads_for([], 1, capacity(cpus=0.5)) == 1
+
+
+def test_a_child_gets_no_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_S3_SECRET_KEY", "secret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    environment = child_environment("r", [], 1, capacity())
+    assert "secret" not in environment.values()
+    assert environment["HF_HUB_OFFLINE"] == "1"
 
 
 def test_a_child_sees_its_devices_only() -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.log_feed import BATCH_S, MAX_BATCH, MAX_LINE, MAX_LINES_PER_S, TAIL, LineSplitter, LogFeed
+from services.trainer.log_feed import (
+    BATCH_S,
+    MAX_BATCH,
+    MAX_BATCH_CHARACTERS,
+    MAX_LINE,
+    MAX_LINES_PER_S,
+    TAIL,
+    LineSplitter,
+    LogFeed,
+)
 
 
 def split(*chunks: bytes) -> list[str]:
@@ -41,9 +50,9 @@ def test_a_long_line_is_cut_and_a_huge_one_costs_no_memory() -> None:
 
 def test_an_endless_progress_bar_costs_no_memory() -> None:
     splitter = LineSplitter()
-    for percent in range(100_000):
+    for percent in range(50_000):
         assert splitter.feed(b"\r%d" % percent) == []
-    assert splitter.feed(b"\n") == ["99999"]
+    assert splitter.feed(b"\n") == ["49999"]
 
 
 def test_lines_wait_for_their_batch_no_longer_than_promised() -> None:
@@ -60,6 +69,17 @@ def test_a_full_batch_waits_for_nothing() -> None:
     feed.add(["x"] * (MAX_BATCH + 1), 1.0)
     assert len(feed.take(1.0)) == MAX_BATCH
     assert feed.take(1.0) == ["x"]
+
+
+def test_a_batch_of_long_lines_stays_a_small_message() -> None:
+    feed = LogFeed()
+    feed.add(["x" * MAX_LINE] * 50, 1.0)
+    batches = []
+    while batch := feed.take(2.0, everything=True):
+        batches.append(batch)
+    assert sum(map(len, batches)) == 50
+    assert max(sum(map(len, batch)) for batch in batches) <= MAX_BATCH_CHARACTERS
+    assert max(map(len, feed.tail())) < MAX_LINE
 
 
 def test_too_many_lines_are_left_out_and_counted_and_the_last_are_still_known() -> None:
