@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import msgspec
 import redis
+import redis.asyncio
 
 from shared import valkey
 from shared.contracts.inference import Frame, decode_frames, encode_frames
@@ -26,6 +27,7 @@ KEPT_ENTRIES = 100_000
 """Against a gateway that renews and does not read: the oldest are dropped."""
 BLOCK_MS = 1000
 """How long a read waits for frames; after one in vain the reader looks whether its stream is still there."""
+READ_AGAIN_S = 0.2
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
@@ -75,7 +77,7 @@ class _Stream:
 
     def __init__(self, url: str) -> None:
         self.address = f"gw:{uuid4().hex}"
-        self._reader = valkey.async_client(url, single_connection_client=True)
+        self._url = url
         self._keeper = valkey.async_client(url, single_connection_client=True)
         self._after = "0-0"
         self._lost = False
@@ -101,41 +103,46 @@ class _Stream:
         return stream
 
     async def read(self) -> AsyncIterator[Sequence[Frame]]:
-        """Ends when closed. Raises RepliesLost."""
-        pause_s = FIRST_PAUSE_S
-        count = 0
-        while not self._closed:
-            if self._lost:
-                raise RepliesLost("the stream of replies is gone: the server was flushed, restarted or away too long")
-            try:
-                found: Any = await self._reader.xread({self.address: self._after}, count=256, block=BLOCK_MS)
-                if not found and not await self._reader.exists(self.address):
-                    self._lost = True
-            except (redis.RedisError, OSError) as error:
-                self._outage.began(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                continue
-            pause_s = FIRST_PAUSE_S
-            for entry_id, fields in found[0][1] if found else []:
-                self._after = entry_id.decode()
-                count += 1
-                if count % TRIM_EVERY == 0:
-                    self._trim.set()
-                if frames := self._decode(fields):
-                    yield frames
+        """Ends soon after it is closed. Raises RepliesLost."""
+        # A connection of its own: a read that waits must not hold up the renewal.
+        server = valkey.async_client(self._url, single_connection_client=True)
+        read = 0
+        try:
+            while not self._closed:
+                for entry_id, fields in await self._next(server):
+                    self._after = entry_id.decode()
+                    read += 1
+                    if read % TRIM_EVERY == 0:
+                        self._trim.set()
+                    if frames := self._decode(fields):
+                        yield frames
+        finally:
+            await server.aclose()
+
+    async def _next(self, server: redis.asyncio.Redis) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """What came since; empty when nothing came for a while, or the server is away. Raises RepliesLost."""
+        try:
+            found: Any = await server.xread({self.address: self._after}, count=256, block=BLOCK_MS)
+            if found:
+                return list(found[0][1])
+            self._lost = self._lost or not await server.exists(self.address)
+        except (redis.RedisError, OSError) as error:
+            self._outage.began(error)
+            await asyncio.sleep(READ_AGAIN_S)
+        if self._lost and not self._closed:
+            raise RepliesLost("the stream of replies is gone: the server was flushed, restarted or away too long")
+        return []
 
     async def close(self) -> None:
         """Let the stream go: whoever still sends to it learns that its gateway is gone."""
         self._closed = True
         if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._trim.set()  # no cancel: redis-py may swallow one while it connects
+            await asyncio.wait([self._keeping])
             try:
                 await self._keeper.delete(self.address)
             except (redis.RedisError, OSError) as error:
                 log.info("the stream of replies %s could not be deleted, and will expire: %s", self.address, error)
-        await self._reader.aclose()
         await self._keeper.aclose()
 
     def _decode(self, fields: dict[bytes, bytes]) -> list[Frame]:
@@ -149,7 +156,7 @@ class _Stream:
         """Renew until the stream is lost: it is not there any more, or it cannot be renewed within its life."""
         renewed_at = time.monotonic()
         pause_s = FIRST_PAUSE_S
-        while not self._lost:
+        while not (self._lost or self._closed):
             try:
                 self._lost = not await self._renew()
             except (redis.RedisError, OSError) as error:
