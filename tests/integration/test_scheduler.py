@@ -396,15 +396,15 @@ def test_hundreds_of_jobs_of_two_tenants_all_succeed_once(world: World) -> None:
     world.start_scheduler()
     registry = world.registry()
     world.trainer(slots=60, finish=True)
-    jobs = [world.submit(tenant=f"t{number % 2}") for number in range(300)]
+    jobs = [world.submit(tenant=f"t{number % 2}") for number in range(150)]
     for job in jobs:
         world.until(job, "succeeded", timeout_s=60)
-    assert len(registry.made) == 300
+    assert len(registry.made) == 150
     assert world.service
     eventually(lambda: world.service.outbox.age_s() == 0)  # type: ignore[union-attr]
     with world.service.truth.reading() as connection:
         assert connection.scalar(select(outgoing.c.id)) is None
-        assert len(connection.scalars(select(handled.c.id)).all()) == 300
+        assert len(connection.scalars(select(handled.c.id)).all()) == 150
 
 
 # ── Leadership ──

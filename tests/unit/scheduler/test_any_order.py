@@ -116,4 +116,4 @@ class OneJob(RuleBasedStateMachine):
 
 
 TestOneJob = OneJob.TestCase
-TestOneJob.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestOneJob.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
