@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.contracts.artifacts import ArtifactKind, ArtifactPin, Manifest, ManifestFile, blob_key, manifest_key
 from shared.contracts.jobs import (
     AttemptFailed,
     AttemptStarted,
@@ -17,6 +19,7 @@ from shared.contracts.jobs import (
     CheckpointSaved,
     FailureReason,
     LogLines,
+    Place,
     Progress,
     Wish,
 )
@@ -171,11 +174,47 @@ def test_a_tombstone_stops_the_run(node: TrainerNode) -> None:
 
 
 def test_a_place_on_another_node_or_an_accepted_run_is_left_alone(node: TrainerNode) -> None:
-    from shared.contracts.jobs import Place
-
     node.wish("elsewhere", places=[Place(node="there")])
     node.wish("taken", accepted={0: "run of an earlier boot"})
     node.wish("j", params={"steps": 1})
     node.await_event(AttemptSucceeded, "j")
     assert node.events("elsewhere") == []
     assert node.events("taken") == []
+
+
+def test_inputs_reach_the_child_and_are_the_outputs_parents(node: TrainerNode) -> None:
+    pin = put_file(node, "data", b"some text\n")
+    node.wish("j", params={"steps": 1}, inputs={"data": pin})
+    done = node.await_event(AttemptSucceeded, "j")
+    assert done.outputs[0].parents == ["data@1"]
+
+
+def test_an_import_runs_in_the_child_as_any_job(node: TrainerNode, tmp_path: Path) -> None:
+    source = tmp_path / "tiny"
+    source.mkdir()
+    (source / "config.json").write_text('{"architectures": ["TinyForCausalLM"], "max_position_embeddings": 64}')
+    header = b'{"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}'
+    (source / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    node.wish("j", type="import", params={"source": str(source)})
+    done = node.await_event(AttemptSucceeded, "j")
+    manifest = read_manifest(node.store, f"{done.outputs[0].staged_prefix}/manifest.json")
+    assert {file.path for file in manifest.files} == {"config.json", "model.safetensors"}
+    facts = manifest.metadata
+    assert (facts["source"], facts["task"], facts["parameters"]) == (str(source), "import", 6)
+
+
+def test_a_refused_import_says_what_is_wrong_where(node: TrainerNode) -> None:
+    node.wish("j", type="import", params={"source": "/nowhere/model"})
+    failure = node.await_event(AttemptFailed, "j").failure
+    assert (failure.reason, failure.param) == (FailureReason.input_missing, "source")
+    assert "/nowhere/model" in failure.message
+
+
+def put_file(node: TrainerNode, name: str, content: bytes) -> ArtifactPin:
+    """Version 1 of a file artifact, as the registry leaves it in the store."""
+    digest = hashlib.sha256(content).hexdigest()
+    node.store.put_bytes(blob_key(digest), content)
+    manifest = Manifest(files=[ManifestFile(path="data.txt", size_bytes=len(content), sha256=digest)])
+    key = manifest_key("default", name, 1)
+    node.store.put_bytes(key, manifest.model_dump_json().encode())
+    return ArtifactPin(name=name, version=1, kind=ArtifactKind.file, manifest_key=key)
