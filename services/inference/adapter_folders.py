@@ -60,6 +60,8 @@ class AdapterFolders:
     async def _pull_all(self, wish: Callable[[Wishes], None]) -> None:
         self.failed = {ref: why for ref, why in self.failed.items() if ref in self._wanted}
         wish(Wishes(self.folders))  # those that are wanted no more go at once
+        for ref in [ref for ref in self._held if ref not in self._wanted]:
+            self._puller.release(self._held.pop(ref))
         missing = [pin for ref, pin in self._wanted.items() if ref not in self._held]
         while missing:
             missing = [pin for pin in missing if await self._try_again_after(pin, wish)]

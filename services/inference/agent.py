@@ -15,6 +15,9 @@ from shared.contracts.deployments import DesiredDeployment
 
 log = structlog.get_logger(__name__)
 
+AGAIN_S = 1.0
+"""Before a replica whose keeper broke gets a new one."""
+
 OnChange = Callable[[], None]
 
 
@@ -33,6 +36,7 @@ class Agent:
         self._stopping = False
         self._keepers: dict[str, Keeper] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._burials: set[asyncio.Task[None]] = set()
 
     @property
     def replicas(self) -> list[str]:
@@ -89,12 +93,13 @@ class Agent:
     def _kept(self, replica_id: str, task: asyncio.Task[None]) -> None:
         """A keeper has ended: it was retired, or it is broken itself, and then its replica gets a new one."""
         del self._keepers[replica_id], self._tasks[replica_id]
-        if not task.cancelled() and (error := task.exception()):
+        error = None if task.cancelled() else task.exception()
+        if error:
             log.error("keeper_failed", replica=replica_id, exc_info=error)
         if not self._stopping:
             if replica_id not in seats(self._desired.values(), self._name):
                 self._bury(replica_id)
-            self._converge()
+            asyncio.get_running_loop().call_later(AGAIN_S if error else 0, self._converge)
         self._on_change()
 
     def _bury(self, replica_id: str) -> None:
@@ -105,8 +110,8 @@ class Agent:
             return
         self._reports.say(replica_id, None)
         burial = asyncio.create_task(self._forget_when_said(replica_id))
-        self._tasks.setdefault(f"burial {replica_id}", burial)
-        burial.add_done_callback(lambda _: self._tasks.pop(f"burial {replica_id}", None))
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
 
     async def _forget_when_said(self, replica_id: str) -> None:
         await self._reports.said(replica_id)

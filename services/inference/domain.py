@@ -86,7 +86,7 @@ def too_big(manifest: Manifest, seat: Seat, capacity: Capacity) -> str:
     need, what = served_bytes(manifest, seat.spec), f"{seat.spec.model.ref} ({gib(served_bytes(manifest, seat.spec))})"
     if seat.place.devices:
         held = [device.memory_bytes for device in capacity.devices if device.index in seat.place.devices]
-        room = int(sum(held) * float(seat.spec.engine_args.get("gpu_memory_utilization", GPU_SHARE)))
+        room = int(sum(held) * _number(seat.spec, "gpu_memory_utilization", GPU_SHARE))
         if need * GPU_WEIGHTS_FACTOR > room:
             return f"{what} does not fit into the {gib(room)} of its accelerators; give it more devices or quantize it"
         return ""
@@ -103,8 +103,14 @@ def memory_needed(manifest: Manifest, seat: Seat) -> int:
     """Main memory that a replica takes on a CPU; 0 where accelerators hold the weights or the engine has none."""
     if seat.place.devices or seat.spec.engine != "vllm":
         return 0
-    cache = int(seat.spec.engine_args.get("kv_cache_memory_bytes", KV_CACHE_BYTES))
+    cache = int(_number(seat.spec, "kv_cache_memory_bytes", KV_CACHE_BYTES))
     return served_bytes(manifest, seat.spec) + cache + CPU_OVERHEAD_BYTES
+
+
+def _number(spec: DeploymentSpec, name: str, default: float) -> float:
+    """An engine argument that should be a number; the engine itself refuses what is none."""
+    value = spec.engine_args.get(name)
+    return float(value) if isinstance(value, int | float) else default
 
 
 def gib(size_bytes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,8 @@ class Node:
     puller: Puller
     launch: Launch
     leftovers: Leftovers
-    available_bytes: Any
-    """() → main memory that is free now."""
+    available_bytes: Callable[[], int]
+    """Main memory that is free now."""
 
 
 class Keeper:
@@ -142,7 +142,10 @@ class Keeper:
         self._well_since, self._broken = None, ""
         self._heard_at = self._now()
         self._standing.say(ReplicaState.loading, percent=0.0)
-        process = await self._node.launch(self._spec(seat, folder))
+        try:
+            process = await self._node.launch(self._spec(seat, folder))
+        except OSError as error:
+            raise Crashed(f"the replica's process could not be started: {error}") from error
         self._node.leftovers.note(seat.replica_id, process.pid)
         log.info("replica_started", replica=seat.replica_id, pid=process.pid, model=seat.spec.model.ref)
         return process

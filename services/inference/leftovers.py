@@ -34,11 +34,15 @@ class Leftovers:
         folder.mkdir(parents=True, exist_ok=True)
 
     def note(self, replica_id: str, pid: int = 0) -> None:
-        """Written whole or not at all."""
+        """Written whole or not at all. A full disk keeps no replica from serving: without its record, one that is left
+        over still ends by itself."""
         started = _started(pid) if pid else 0.0
         fresh = self._path(replica_id).with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(Record(replica_id, pid, started)))
-        fresh.replace(self._path(replica_id))
+        try:
+            fresh.write_bytes(msgspec.json.encode(Record(replica_id, pid, started)))
+            fresh.replace(self._path(replica_id))
+        except OSError as error:
+            log.warning("replica_not_recorded", replica=replica_id, reason=str(error))
 
     def forget(self, replica_id: str) -> None:
         self._path(replica_id).unlink(missing_ok=True)

@@ -84,13 +84,14 @@ async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.
 def assemble(settings: Settings, store: ObjectStore, leftovers: Leftovers, folder: Path) -> Node:
     """What the keepers of this node share."""
     cache = ArtifactCache(store, settings.home / "cache", settings.cache_bytes, settings.cache_max_age_days * DAY_S)
+    capacity = measure_capacity(settings.slots)
     return Node(
         settings=settings,
-        capacity=measure_capacity(settings.slots),
+        capacity=capacity,
         puller=Puller(store, cache),
         launch=Launcher(settings, folder),
         leftovers=leftovers,
-        available_bytes=lambda: psutil.virtual_memory().available,
+        available_bytes=lambda: min(capacity.memory_bytes, psutil.virtual_memory().available),
     )
 
 

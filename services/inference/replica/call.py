@@ -37,10 +37,12 @@ class Call:
         self._body_taken = False
         self._over = False
         self._disconnected = asyncio.Event()
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Returns when the application has ended, in whatever way."""
+        if self._disconnected.is_set():
+            return  # cancelled before it began
         self._task = asyncio.current_task()
         deadline = self._arm_deadline()
         try:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from services.inference.control import MAX_MESSAGE_BYTES, Report, Wishes, decode_wishes, encode
@@ -42,8 +43,13 @@ class Line:
 
     def _read(self) -> None:
         while raw := self._receive():
+            try:
+                wishes = decode_wishes(raw)
+            except msgspec.DecodeError as error:  # said by an agent of another version
+                log.warning("wishes_not_understood", reason=str(error))
+                continue
             with self._lock:
-                self._wishes = decode_wishes(raw)
+                self._wishes = wishes
                 if self._on_wishes is not None:
                     self._on_wishes(self._wishes)
         end_own_group()  # the agent is dead, and nobody would stop what runs here

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from services.inference.engines.echo import EchoArgs, EchoEngine
-from services.inference.replica import outbox
+from services.inference.replica import call, outbox
 from services.inference.replica.call import FRAME_BYTES
 from services.inference.replica.server import Server
 from shared.contracts.inference import Cancel, Frame, FrameKind, Refusal, Request
@@ -125,6 +125,18 @@ async def test_a_cancel_that_overtook_its_request_keeps_it_from_starting() -> No
         await replica.ask()
         await replica.ask("b")
         await replica.answer("b")
+        assert replica.frames("a") == []
+
+
+async def test_a_cancel_right_behind_its_request_leaves_the_replica_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "GRACE_S", 0.01)
+    async with bench(delay_s=0.01) as replica:
+        request = Request(id="a", attempt=1, path="/v1/completions", body=b"{}", reply_to=replica.address)
+        replica.server.take(request)
+        replica.server.take(Cancel("a", 1))
+        await aeventually(lambda: replica.server.load == (0, 0))
+        await replica.ask("b", max_tokens=10)
+        assert (await replica.answer("b"))[-1].kind is FrameKind.end
         assert replica.frames("a") == []
 
 
