@@ -81,6 +81,7 @@ def test_a_pretrained_model_loads_and_writes(tmp_path: Path, text: Path) -> None
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.config.max_position_embeddings == tokenizer.model_max_length == 32
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
+    assert model.config.use_cache
     assert tokenizer.chat_template is None
     assert tokenizer.decode(tokenizer("Zwölf 🎉\n  x")["input_ids"]) == "Zwölf 🎉\n  x"
     written = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=8, min_new_tokens=8)
@@ -174,7 +175,7 @@ def test_pairs_are_learnt_without_a_chat_template(tmp_path: Path, data: Path) ->
     finetune(tmp_path / "work", base, pairs, reports, max_steps=2)
     assert not any("ChatML" in line for line in reports.logs)
     finetune(tmp_path / "chats", base, data, reports, max_steps=1)
-    assert "my-model@3 has no chat template: ChatML is set and saved with the result" in reports.logs
+    assert any(line.startswith("my-model@3 has no chat template: a plain one (ChatML)") for line in reports.logs)
 
 
 class StopAt:
@@ -211,7 +212,14 @@ def whole_and_in_two(tmp_path: Path, run: Resumable) -> tuple[MadeOutput, MadeOu
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_a_stopped_fine_tuning_goes_on_exactly(tmp_path: Path, base: Path, data: Path, packing: bool) -> None:
-    params = {**SFT, "epochs": 3, "packing": packing, "lora_dropout": 0.1, "gradient_accumulation": 2, "batch_size": 1}
+    params = {
+        **SFT,
+        "epochs": 3 if packing else 1,
+        "packing": packing,
+        "lora_dropout": 0.1,
+        "gradient_accumulation": 2,
+        "batch_size": 1,
+    }
     inputs = {"training_data": data, "model": base}
 
     def run(workdir: Path, reports: Reports, more: Any) -> list[MadeOutput]:

@@ -68,7 +68,8 @@ TURNS = {
 def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     (rendered,) = Renderer(tokenizer, 1000).render(sample(TURNS))
-    assert learnt(tokenizer, rendered) == ["Four, naïve one. 🎉<|im_end|>", " Eight=8.\n\nDone<|im_end|>"]
+    end = "<|endoftext|>" if template == CHATML else "<|im_end|>"
+    assert learnt(tokenizer, rendered) == ["Four, naïve one. 🎉" + end, " Eight=8.\n\nDone" + end]
     whole = tokenizer.apply_chat_template(TURNS["messages"], tokenize=False)
     assert tokenizer.decode(rendered.input_ids) == whole
 

@@ -90,7 +90,7 @@ def load_tokenizer(base: BaseModel, chats: bool, context: RecipeContext) -> Any:
         raise _unloadable("tokenizer", base, error) from error
     if chats and not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
-        context.report.log(f"{base.name} has no chat template: ChatML is set and saved with the result")
+        context.report.log(f"{base.name} has no chat template: a plain one (ChatML) is set and saved with the result")
     return tokenizer
 
 

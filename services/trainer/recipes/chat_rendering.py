@@ -16,10 +16,10 @@ from services.trainer.recipes.chat_data import Chat, Pair, Sample
 IGNORED = -100
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The template for a base model that has none."""
+"""The template for a base model that has none: ChatML, with turns that end in the token that generation stops at."""
 
 Span = tuple[int, int]
 

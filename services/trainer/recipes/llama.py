@@ -79,6 +79,7 @@ def trainer_maker(config: Any, params: PretrainParams, training: Any, validation
 
 def save(made: Trained, folder: Path, tokenizer: Any) -> None:
     """Weights, tokenizer and generation config: a model that serves."""
+    made.trainer.model.config.use_cache = True  # the trainer turned it off
     made.trainer.save_model(str(folder))
     tokenizer.save_pretrained(str(folder))
     GenerationConfig(

@@ -159,6 +159,7 @@ def _stored_dtype(base: BaseModel) -> torch.dtype:
 
 
 def _save_model(model: Any, dtype: torch.dtype, folder: Path, tokenizer: Any) -> None:
+    model.config.use_cache = True  # the trainer turned it off
     model.to(dtype).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
