@@ -21,7 +21,8 @@ from services.trainer.doorbell import DoorbellWorker
 from services.trainer.heartbeat import Heartbeat
 from services.trainer.leftovers import RunFolder
 from services.trainer.outbox import Contact
-from services.trainer.run import Run, Workplace
+from services.trainer.run import Run
+from services.trainer.workplace import Workplace
 from shared.bus.port import Bus, BusUnavailable
 from shared.contracts.jobs import DesiredAttempt, Place
 from shared.contracts.topics import ATTEMPTS_DESIRED

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ import structlog
 
 from services.trainer import endings, protocol
 from services.trainer.endings import Ended, StopOrder
-from services.trainer.leftovers import RunFolder
 from services.trainer.log_feed import LogFeed
 from services.trainer.oom import oom_kills
-from services.trainer.outbox import Contact, Outbox
+from services.trainer.outbox import Outbox
 from services.trainer.progress import ProgressFeed, percent
 from services.trainer.spawn import Child, child_environment
 from services.trainer.supervision import TICK_S, Supervision
 from services.trainer.transfers import Aborted, Transfers
-from shared.bus.port import Bus
+from services.trainer.workplace import Workplace
 from shared.contracts.jobs import (
     AttemptFailed,
     AttemptStarted,
@@ -37,28 +35,12 @@ from shared.contracts.jobs import (
     RunMessage,
     Wish,
 )
-from shared.contracts.nodes import Capacity, RunRef
-from shared.settings import Settings
-from shared.store.cache import ArtifactCache
-from shared.store.port import ObjectStore
+from shared.contracts.nodes import RunRef
 
 log = structlog.get_logger(__name__)
 
 SUPERSEDED_GRACE_S = 5.0
 """For a run whose work nobody wants: enough to clean up, too little to hold its successor back."""
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What all runs of a node share."""
-
-    settings: Settings
-    bus: Bus
-    store: ObjectStore
-    cache: ArtifactCache
-    folder: RunFolder
-    capacity: Capacity
-    contact: Contact
 
 
 class Run:

@@ -14,7 +14,7 @@ from services.trainer.leftovers import RunFolder
 from services.trainer.main import assemble
 from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind
-from shared.contracts.jobs import CheckpointRef, DesiredAttempt, JobSpec, Place, RunMessage, Wish
+from shared.contracts.jobs import DesiredAttempt, JobSpec, LogLines, Place, RunMessage, Wish
 from shared.contracts.message import Message, decode
 from shared.contracts.nodes import NodeHeartbeat
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, JOBS_LOGS, NODES_HEARTBEATS, Topic
@@ -113,8 +113,6 @@ class TrainerNode:
         return event
 
     def await_log(self, line: str, job_id: str) -> None:
-        from shared.contracts.jobs import LogLines
-
         eventually(
             lambda: any(line in said for lines in self.logs(LogLines, job_id) for said in lines.lines),
             30,
@@ -132,7 +130,3 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def resume_point(checkpoint: CheckpointRef) -> dict[str, Any]:
-    return {"resume_from": checkpoint}
