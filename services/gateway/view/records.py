@@ -18,6 +18,7 @@ from shared.contracts.jobs import TERMINAL, JobState, JobTransitioned, LogLines,
 from shared.contracts.topics import JOBS_EVENTS, JOBS_LOGS
 
 CHUNK = 200
+MOST_TOLD = 5000
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,13 @@ class JobRecords:
             return next((record for record in rows if shown(record, state) is Shown.yes), None)
 
     def told(self, state: JobState, types: Sequence[str]) -> list[JobRecord]:
-        """Everything of these types that a reader may see, oldest first, over all topics."""
+        """The newest MOST_TOLD of these types that a reader may see, oldest first, over all topics."""
         mine = (job_records.c.job_id == state.job_id) & job_records.c.type.in_(types)
-        order = job_records.c.at, job_records.c.topic, job_records.c.part, job_records.c.pos
+        words = job_records.c.at, job_records.c.topic, job_records.c.part, job_records.c.pos
+        newest_first = select(job_records).where(mine).order_by(*(word.desc() for word in words)).limit(MOST_TOLD)
         with reading(self._engine) as sql:
-            records = [_record(row) for row in sql.execute(select(job_records).where(mine).order_by(*order))]
-        return [record for record in records if shown(record, state) is Shown.yes]
+            records = [_record(row) for row in sql.execute(newest_first)]
+        return [record for record in reversed(records) if shown(record, state) is Shown.yes]
 
     def end(self, state: JobState) -> Position | None:
         """Where the event lies that ended the job."""
