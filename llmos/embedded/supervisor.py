@@ -21,7 +21,8 @@ from llmos.embedded.running import running
 
 SERVICES = ("registry", "scheduler", "gateway", "trainer", "inference")
 STOP_ORDER = ("inference", "trainer", "gateway", "scheduler", "registry", "replies", "bus")
-GRACE_S = {"inference": 40.0, "trainer": 40.0}
+# Longer than what a trainer takes for a last checkpoint, and a replica for its last answers.
+GRACE_S = {"inference": 45.0, "trainer": 60.0}
 
 
 class UpError(Exception):
