@@ -20,7 +20,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +39,9 @@ log = structlog.get_logger(__name__)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 VERIFIED_S = 946684800
 """A verified file's mtime (the year 2000): any write into it moves that, and it is fetched anew."""
+
+HASH_BEHIND = 8
+"""Chunks that wait to be hashed while the next ones are fetched and written."""
 
 KeyOf = Callable[[ManifestFile], str]
 
@@ -154,20 +159,27 @@ class ArtifactCache:
             raise CorruptArtifact(f"{file.path!r} ({key}) is not what its manifest says: its sha256 differs")
 
     def _streamed(self, file: ManifestFile, key: str, part: BinaryIO, on_bytes: OnBytes | None) -> bool:
-        digest = hashlib.sha256()
+        """Whether `part` is the file, after the rest of it was fetched. Hashing goes on beside writing."""
+        digest, behind = hashlib.sha256(), deque[Future[None]]()
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
+            for chunk in self._chunks(file, key, part):
+                behind.append(hashing.submit(digest.update, chunk))
+                if len(behind) > HASH_BEHIND:
+                    behind.popleft().result()
+                if on_bytes:
+                    on_bytes(len(chunk))
+        part.flush()
+        return _size(part) == file.size_bytes and digest.hexdigest() == file.sha256
+
+    def _chunks(self, file: ManifestFile, key: str, part: BinaryIO) -> Iterator[bytes]:
+        """What is in `part` already, then the rest from the store as it is written to `part`."""
         part.seek(0)
         while chunk := part.read(CHUNK_BYTES):
-            digest.update(chunk)
-            if on_bytes:
-                on_bytes(len(chunk))
+            yield chunk
         have = part.tell()
         for chunk in self._store.read(key, have, max(0, file.size_bytes - have)):
             part.write(chunk)
-            digest.update(chunk)
-            if on_bytes:
-                on_bytes(len(chunk))
-        part.flush()
-        return _size(part) == file.size_bytes and digest.hexdigest() == file.sha256
+            yield chunk
 
     def _blob(self, file: ManifestFile) -> Path:
         return self._folder / "blobs" / file.sha256

@@ -33,6 +33,8 @@ THREADS = 8
 COPY_PART_BYTES = 512 * 2**20
 """One request copies no more than this, so that it answers within the client's timeout."""
 
+Chunks = list[bytes]
+
 
 class S3Store:
     """One bucket, made when it is missing. Threads move the parts of large objects side by side.
@@ -144,20 +146,18 @@ class S3Store:
     def _ranges(self, key: str, etag: str, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` to `end`, in order, with a few ranges on their way ahead."""
         todo = deque(range(start, end, RANGE_BYTES))
-        coming: deque[Future[bytes]] = deque()
+        coming: deque[Future[Chunks]] = deque()
         fetch = partial(self._range, key, etag, end)
         try:
             while todo or coming:
                 while todo and len(coming) < WINDOW:
                     coming.append(self._threads().submit(fetch, todo.popleft()))
-                data = memoryview(coming.popleft().result())
-                for at in range(0, len(data), CHUNK_BYTES):
-                    yield bytes(data[at : at + CHUNK_BYTES])
+                yield from coming.popleft().result()
         finally:
             for future in coming:
                 future.cancel()
 
-    def _range(self, key: str, etag: str, end: int, start: int) -> bytes:
+    def _range(self, key: str, etag: str, end: int, start: int) -> Chunks:
         length = min(RANGE_BYTES, end - start)
         with self._on(key) as client:
             return _fetched(client, self._bucket, key, start, length, etag)
@@ -196,11 +196,11 @@ class S3Store:
     wait=wait_exponential(0.2, max=2),
     reraise=True,
 )
-def _fetched(client: MultipartClient, bucket: str, key: str, start: int, length: int, etag: str) -> bytes:
+def _fetched(client: MultipartClient, bucket: str, key: str, start: int, length: int, etag: str) -> Chunks:
     """One range of one content. The client tries the request again, this the body that breaks off."""
     condition = {"If-Match": f'"{etag}"'}
     with closing(client.get_object(bucket, key, start, length, request_headers=condition)) as response:
-        data = cast(bytes, response.read())
-    if len(data) != length:
-        raise ProtocolError(f"object {key!r} broke off: {len(data)} of {length} bytes came")
-    return data
+        chunks = list(response.stream(CHUNK_BYTES))
+    if (came := sum(map(len, chunks))) != length:
+        raise ProtocolError(f"object {key!r} broke off: {came} of {length} bytes came")
+    return chunks
