@@ -72,7 +72,8 @@ class Publisher:
         self._timeout_s = timeout_s
         self._max_in_flight = max_in_flight
         self._sequence = count(1)
-        self._known: set[str] = set()
+        self._known: set[tuple[str, bool]] = set()
+        """Topics and shapes that the server was asked about."""
         self._changed = threading.Condition()
         self._waiting: deque[_Outgoing] = deque()
         self._in_flight = 0
@@ -158,14 +159,17 @@ class Publisher:
 
     def _without_misshapen(self, batch: list[_Outgoing]) -> list[_Outgoing]:
         """The batch less what goes to a topic that has another shape on the server."""
-        for topic in {outgoing.topic for outgoing in batch if outgoing.topic.name not in self._known}:
+        for topic in {outgoing.topic for outgoing in batch}:
+            shape = topic.name, topic.compacted
+            if shape in self._known:
+                continue
             try:
                 check_shape(self._server, topic)
             except IncompatibleBus as error:
-                self._settle([outgoing for outgoing in batch if outgoing.topic.name == topic.name], error)
-                batch = [outgoing for outgoing in batch if outgoing.topic.name != topic.name]
+                self._settle([outgoing for outgoing in batch if outgoing.topic == topic], error)
+                batch = [outgoing for outgoing in batch if outgoing.topic != topic]
             else:
-                self._known.add(topic.name)
+                self._known.add(shape)
         return batch
 
     def _without_expired(self, batch: list[_Outgoing], error: Exception) -> list[_Outgoing]:
