@@ -11,6 +11,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from services.inference.control import Phase, ReplicaSpec, Report
 from services.inference.engines.arguments import command_line, processor_has_bf16
 from services.inference.engines.vllm import environment as engine_environment
 from services.inference.process import Launcher
+from services.inference.process_group import die_with_parent
 from shared.bus.port import Bus
 from shared.bus.valkey import ValkeyBus
 from shared.contracts import topics
@@ -130,10 +132,15 @@ async def publish_states(bus: Bus, spec: ReplicaSpec, reports: AsyncIterator[Rep
 
 @asynccontextmanager
 async def process(arguments: list[str], environment: dict[str, str], log: Path) -> AsyncIterator[Process]:
-    """`python …` in a group of its own, ended with all that it started."""
+    """`python …` in a group of its own, ended with all that it started, and with this process however it ends."""
     with log.with_suffix(".log").open("wb") as output:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, *arguments), env=environment, stdout=output, stderr=output, start_new_session=True
+            *(sys.executable, *arguments),
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
     try:
         yield child

@@ -8,179 +8,44 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
-import httpx
 import openai
 import pytest
-import uvicorn
-from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway import errors
-from services.gateway.inference import InferenceGateway, Shortcut, pending
+from services.gateway.inference import pending
 from services.gateway.inference.dispatch import GRACE_MS
-from services.gateway.keys import Principal
-from shared.bus.memory import MemoryBus
-from shared.contracts import topics
-from shared.contracts.deployments import ReplicaState, ReplicaStatus
+from shared.contracts.deployments import ReplicaState
 from shared.contracts.inference import FrameKind, Request
-from shared.replies.memory import MemoryReplyHub
-from shared.requests.memory import MemoryRequests
-from shared.settings import Settings
-from tests.serving import TENANT, Script, ScriptedReplica, desired, status
-from tests.waiting import aeventually
-
-QUESTION = {"model": "tiny", "prompt": "Hello"}
-CHUNK = (
-    b'data: {"id":"1","object":"text_completion","created":1,"model":"tiny@1","choices":[{"index":0,"text":"%s"}]}\n\n'
+from tests.integration.inference_world import (
+    QUESTION,
+    WHOLE,
+    MemoryQueues,
+    World,
+    answer_stream,
+    answer_whole,
+    ask,
+    begin_stream,
+    error_of,
+    fail,
+    first_tried_says_nothing,
+    refuse,
+    say_nothing,
+    start_world,
+    stay_alive,
 )
-WHOLE = b'{"id":"1","object":"text_completion","created":1,"model":"tiny@1","choices":[{"index":0,"text":"Hi"}]}'
-
-
-class World:
-    """A gateway on a socket, its queues, and the replicas of deployment `tiny` that a test has started."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.bus = MemoryBus()
-        self.requests = MemoryRequests()
-        self.hub = MemoryReplyHub()
-        self.gateway = InferenceGateway(settings, self.bus, self.requests, self.hub.replies())
-        self.replicas: dict[str, ScriptedReplica] = {}
-        self.stack = AsyncExitStack()
-        self.url = ""
-
-    async def replica(self, name: str, script: Script) -> ScriptedReplica:
-        """Start a replica and wait until the gateway routes to it."""
-        replica = ScriptedReplica(name, self.requests, self.hub.replies(), script)
-        self.replicas[name] = await self.stack.enter_async_context(replica)
-        deployment = desired("tiny", "tiny@1", list(self.replicas), version=len(self.replicas))
-        self.bus.publish(topics.DEPLOYMENTS_DESIRED, f"{TENANT}/tiny", deployment)
-        self.says(status(name, "tiny@1"))
-        await aeventually(lambda: name in self.routed(), what=f"routing to {name}")
-        return replica
-
-    def says(self, state: ReplicaStatus) -> None:
-        self.bus.publish(topics.DEPLOYMENTS_STATUS, state.replica_id, state)
-
-    def routed(self) -> list[str]:
-        try:
-            return [replica.id for replica in self.gateway._table.resolve(TENANT, "tiny").replicas]
-        except errors.ApiError:
-            return []
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=30)
-
-    def openai(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
-
-    def open_requests(self) -> int:
-        return len(self.gateway._pending.replies)
-
-
-@asynccontextmanager
-async def serve(app: FastAPI) -> AsyncIterator[str]:
-    """The app on a free port of this machine."""
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    await aeventually(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await serving
-
-
-class KnowsEveryone:
-    """In the place of the middleware that asks for a key."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["principal"] = Principal(TENANT, "key")
-        await self._app(scope, receive, send)
-
-
-@asynccontextmanager
-async def start_world(*, shortcut: bool = True, **settings: Any) -> AsyncIterator[World]:
-    world = World(Settings(**{"replica_silence_s": 0.5, **settings}))
-    app = FastAPI()
-    errors.install(app)
-    app.include_router(world.gateway.router)
-    if shortcut:
-        app.add_middleware(Shortcut, answering=world.gateway.answering)
-    app.add_middleware(KnowsEveryone)
-    async with world.stack, serve(app) as world.url:
-        await world.gateway.start()
-        await aeventually(lambda: world.gateway.ready() is None)
-        try:
-            yield world
-        finally:
-            await world.gateway.stop()
-    world.bus.close()
+from tests.serving import TENANT, ScriptedReplica, status
+from tests.waiting import aeventually
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with start_world() as world:
+def queues() -> MemoryQueues:
+    return MemoryQueues()
+
+
+@pytest.fixture
+async def world(queues: MemoryQueues) -> AsyncIterator[World]:
+    async with start_world(queues) as world:
         yield world
-
-
-async def answer_whole(replica: ScriptedReplica, request: Request) -> None:
-    await replica.answer(request, WHOLE)
-
-
-async def answer_stream(replica: ScriptedReplica, request: Request) -> None:
-    await replica.start(request)
-    for word in (b"one", b" two", b" three"):
-        await replica.send(request, FrameKind.body, CHUNK % word)
-    await replica.send(request, FrameKind.end, b"data: [DONE]\n\n")
-
-
-async def begin_stream(replica: ScriptedReplica, request: Request) -> None:
-    await replica.start(request)
-    await replica.send(request, FrameKind.body, CHUNK % b"one")
-
-
-async def say_nothing(_: ScriptedReplica, __: Request) -> None:
-    """As a process that has died: it read the request, and no more."""
-
-
-async def stay_alive(replica: ScriptedReplica, request: Request) -> None:
-    while True:
-        await replica.alive(request)
-        await asyncio.sleep(0.1)
-
-
-async def refuse(replica: ScriptedReplica, request: Request) -> None:
-    await replica.refuse(request, retry_after_s=6.5)
-
-
-async def fail(replica: ScriptedReplica, request: Request) -> None:
-    await replica.send(request, FrameKind.failed, b"the engine is out of blocks")
-
-
-def first_tried_says_nothing(then: Script) -> Script:
-    """The replica that is asked first says nothing; the one that gets the second attempt does `then`."""
-
-    async def script(replica: ScriptedReplica, request: Request) -> None:
-        if request.attempt == 2:
-            await then(replica, request)
-
-    return script
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
-
-
-async def ask(world: World, **fields: Any) -> httpx.Response:
-    async with world.client() as client:
-        return await client.post("/v1/completions", json={**QUESTION, **fields})
 
 
 # What is asked and answered
@@ -274,7 +139,7 @@ async def test_predict_asks_a_completion(world: World) -> None:
 
 
 async def test_the_documented_routes_answer_as_the_shortcut_does() -> None:
-    async with start_world(shortcut=False) as world:
+    async with start_world(MemoryQueues(), shortcut=False) as world:
         await world.replica("r1", answer_stream)
         stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
         assert "".join([chunk.choices[0].text async for chunk in stream]) == "one two three"
@@ -370,7 +235,7 @@ async def test_a_busy_replica_that_gives_signs_of_life_is_waited_for(world: Worl
 
 
 async def test_a_replica_known_to_have_restarted_is_not_waited_for() -> None:
-    async with start_world(replica_silence_s=60) as world:
+    async with start_world(MemoryQueues(), replica_silence_s=60) as world:
         for name in ("r1", "r2"):
             await world.replica(name, first_tried_says_nothing(answer_whole))
         asking = asyncio.create_task(ask(world))
@@ -549,13 +414,15 @@ async def test_a_slow_client_that_reads_on_is_told_why_its_answer_ended(world: W
 # Queues that go away
 
 
-async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_works(world: World) -> None:
+async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_works(
+    world: World, queues: MemoryQueues
+) -> None:
     await world.replica("r1", begin_stream)
     stream = await world.openai().completions.create(model="tiny", prompt="Hello", stream=True)
     chunks = aiter(stream)
     await anext(chunks)
     old = world.gateway._pump.address
-    world.hub.flush()
+    queues.hub.flush()
     with pytest.raises(openai.APIError, match="lost the answer"):
         await anext(chunks)
     world.replicas["r1"].script = answer_whole
@@ -563,30 +430,30 @@ async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_work
     assert (await ask(world)).status_code == 200
 
 
-async def test_a_flush_before_the_first_frame_is_a_503(world: World) -> None:
+async def test_a_flush_before_the_first_frame_is_a_503(world: World, queues: MemoryQueues) -> None:
     replica = await world.replica("r1", stay_alive)
     asking = asyncio.create_task(ask(world))
     await aeventually(lambda: replica.asked)
-    world.hub.flush()
+    queues.hub.flush()
     answer = await asking
     assert (answer.status_code, error_of(answer)["code"]) == (503, "replies_lost")
 
 
-async def test_replies_away_are_a_503_until_they_are_back(world: World) -> None:
+async def test_replies_away_are_a_503_until_they_are_back(world: World, queues: MemoryQueues) -> None:
     await world.replica("r1", answer_whole)
-    world.hub.away = True
-    world.hub.flush()
+    queues.hub.away = True
+    queues.hub.flush()
     await aeventually(lambda: world.gateway.ready() is not None)
     answer = await ask(world)
     assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_unavailable")
-    world.hub.away = False
+    queues.hub.away = False
     await aeventually(lambda: world.gateway.ready() is None)
     assert (await ask(world)).status_code == 200
 
 
-async def test_requests_away_are_a_503(world: World) -> None:
+async def test_requests_away_are_a_503(world: World, queues: MemoryQueues) -> None:
     await world.replica("r1", answer_whole)
-    world.requests.away = True
+    queues.inboxes.away = True
     answer = await ask(world)
     assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_unavailable")
     assert answer.headers["retry-after"] == "1"

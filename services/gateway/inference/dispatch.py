@@ -57,8 +57,7 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         reply = self._pending.open(uuid4().hex)
-        late = DeadlinePassed(f"The answer was not finished within {call.timeout_s:g} s")
-        deadline = loop.call_at(call.deadline, reply.fail, late)
+        deadline = loop.call_at(call.deadline, _too_late, reply, call)
         watcher = loop.create_task(_watch(receive, reply))
         try:
             yield reply, await self._first_frames(reply, call)
@@ -154,6 +153,10 @@ async def _watch(receive: Receive, reply: Reply) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     reply.fail(ClientLeft())
+
+
+def _too_late(reply: Reply, call: Call) -> None:
+    reply.fail(DeadlinePassed(f"The answer was not finished within {call.timeout_s:g} s"))
 
 
 def _raise_if_turned_down(first: Frame, replica: Replica) -> None:
