@@ -104,6 +104,17 @@ async def test_an_engines_own_error_passes_as_it_is(world: World) -> None:
     assert "max_tokens is too large" in answer.text
 
 
+async def test_a_route_that_the_model_does_not_have_is_an_error_like_any_other(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request, status=404, content_type="application/json")
+        await replica.send(request, FrameKind.end, b'{"detail":"Not Found"}')
+
+    await world.replica("r1", script)
+    with pytest.raises(openai.NotFoundError) as raised:
+        await world.openai().embeddings.create(model="tiny", input="Hello")
+    assert raised.value.code == "not_offered"
+
+
 async def test_an_answer_larger_than_the_bound_on_slow_clients_comes_whole(world: World) -> None:
     pieces = [bytes([65 + number]) * 700_000 for number in range(5)]
 

@@ -9,13 +9,15 @@ import structlog
 from starlette.types import Send
 
 from services.gateway.inference.dispatch import failure_of
-from services.gateway.inference.errors import InferenceError, ReplicaFailed
+from services.gateway.inference.errors import InferenceError, NotOffered, ReplicaFailed
 from services.gateway.inference.pending import Reply
 from shared.contracts.inference import Frame, FrameKind
 
 log = structlog.get_logger(__name__)
 WHOLE_LIMIT_BYTES = 2**20
 """An answer that is no stream goes out whole, so that its failure has a status; a larger one goes out as it comes."""
+NO_SUCH_ROUTE = b'{"detail":"Not Found"}'
+"""How an engine's application says that this model's tasks do not include the path."""
 HOP_BY_HOP = frozenset({b"connection", b"date", b"keep-alive", b"server", b"transfer-encoding", b"x-request-id"})
 
 
@@ -53,6 +55,8 @@ async def pass_on(reply: Reply, first: list[Frame], send: Send) -> int:
         data += more
     if error is not None and not streams:
         raise error
+    if status == 404 and data == NO_SUCH_ROUTE:
+        raise NotOffered("This model's engine does not answer here: embeddings, scores and ranks need a model for them")
     out = _Outgoing(reply, send)
     await out.start(status, headers)
     try:

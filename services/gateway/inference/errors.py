@@ -5,6 +5,7 @@ ApiError
     ├── InvalidRequest       400  not JSON, no `model`, a deadline that is no number
     ├── ModelNotFound        404  nothing of that name is known
     ├── ModelNotDeployed     404  known, but no deployment serves it
+    ├── NotOffered           404  the model's engine has no such route: embeddings of a chat model
     ├── Overloaded           429  the replicas that could take it refused
     ├── ReplicaFailed        502  the replica said that it could not finish
     ├── ModelNotReady        503  deployed, and not answering yet, or no more
@@ -50,6 +51,10 @@ class ModelNotFound(InferenceError):
 
 class ModelNotDeployed(InferenceError):
     status, type, word = 404, "invalid_request_error", "model_not_deployed"
+
+
+class NotOffered(InferenceError):
+    status, type, word = 404, "invalid_request_error", "not_offered"
 
 
 class Overloaded(InferenceError):
