@@ -72,6 +72,7 @@ def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
         eventually(lambda answered=answered: len(client.answers) >= answered, 30, "some answers")  # type: ignore[misc]
         registry.kill()
     registry = Registry(tmp_path, server.bus_url)
+    eventually(lambda: '"started"' in registry.log.read_text(), 30, "the registry's start")
     eventually(lambda: len(client.answers) == 30, 30, "all answers")
     pins = {
         answer.artifact.ref
