@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from services.inference.control import MAX_REASON, ReplicaSpec
 from services.inference.engines import AdapterRefused, AsgiApp, Engine, EngineRefused, OnPhase
+from services.inference.engines.amx import allow_amx
 from services.inference.engines.arguments import command_line, processor_has_bf16
 from services.inference.process_group import engine_children_die_with_us
 
@@ -32,6 +33,7 @@ async def open_vllm(spec: ReplicaSpec, on_phase: OnPhase) -> AsyncIterator[Engin
     on_phase("reading the model's configuration", 35)
     args = parse(command_line(spec, on_cpu=on_cpu, has_bf16=processor_has_bf16()))
     if on_cpu:
+        allow_amx()
         _inspect_models_here()
     engine_args = _engine_args(args, fork=on_cpu and spec.restarts == 0)
     on_phase("loading the weights", 40)
