@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine
@@ -19,9 +20,10 @@ log = structlog.get_logger("registry.comparison")
 class Comparison:
     """Reads the topic to its end, and marks for the outbox what differs from the tables."""
 
-    def __init__(self, engine: Engine, bus: Bus) -> None:
+    def __init__(self, engine: Engine, bus: Bus, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._bus = bus
+        self._wake = wake
         self._shown: dict[str, str | int] = {}
         self._caught_up = threading.Event()
         self._stopped = False
@@ -43,6 +45,7 @@ class Comparison:
             differing = {key for key in wanted.keys() | self._shown.keys() if wanted.get(key) != self._shown.get(key)}
             mark_states(connection, sorted(differing))
         if differing:
+            self._wake()
             log.info("states_published_again", count=len(differing))
 
     def _saw(self, record: Record) -> None:
