@@ -35,7 +35,7 @@ def list_(
             (
                 item["name"],
                 item["kind"],
-                item["version"],
+                item["latest"],
                 size(item["size_bytes"]),
                 _aliases(item),
                 ago(item["created_at"]),

@@ -29,7 +29,7 @@ TINY = {
     "max_steps": 40,
     "eval_steps": 20,
 }
-FOX = "The quick brown fox jumps over the lazy dog. "
+FOX = "The quick brown fox jumps over the lazy dog. A small grey cat sleeps all day. "
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def test_a_fine_tuned_adapter_answers_on_the_running_replica(
         model=base,
         training_file=data.id,
         suffix="cat",
-        extra_body={"params": {"learning_rate": 2e-2, "epochs": 6, "max_length": 64, "batch_size": 8}},
+        extra_body={
+            "params": {"learning_rate": 1e-2, "epochs": 10, "max_length": 64, "batch_size": 8, "packing": False}
+        },
     )
     done = eventually(
         lambda: (found := api.fine_tuning.jobs.retrieve(job.id)).status in ("succeeded", "failed") and found, 180
