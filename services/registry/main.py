@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable
 
@@ -22,13 +20,14 @@ from shared.bus.port import Bus, BusError
 from shared.contracts.topics import REGISTRY_COMMANDS
 from shared.db import migrate, open_database
 from shared.settings import Settings
+from shared.stopping import Stop, until_it_works
 from shared.store.port import ObjectStore, StoreError
 from shared.telemetry import setup_telemetry
 
 log = structlog.get_logger("registry")
 
 GROUP = "registry"
-SIGNALS = {signal.SIGTERM, signal.SIGINT}
+AWAY = (BusError, OperationalError, StoreError)
 
 
 class Service:
@@ -85,26 +84,6 @@ class Service:
         metrics.DLQ.labels(topic.name).set_function(lambda: self._bus.dlq_depth(topic))
 
 
-class Stop:
-    """SIGTERM and SIGINT, waited for instead of handled.
-
-    A handler runs in the main thread alone; it would come late or never while that thread waits for a lock.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts, so that all inherit it
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether a stop was asked for by then."""
-        self.asked = self.asked or signal.sigtimedwait(SIGNALS, timeout_s) is not None
-        return self.asked
-
-    def ask(self) -> None:
-        """From any thread."""
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 1 when a part failed."""
     stop, failures = Stop(), list[BaseException]()
@@ -118,9 +97,9 @@ def main(settings: Settings) -> int:
     engine = open_database(settings.effective_db_url("registry"))
     bus = shared.bus.connect(settings.bus_url, f"registry-{settings.node}")
     there = (
-        until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), stop)
-        and until_it_works("the object store", store.ping, stop)
-        and until_it_works("the bus", bus.ping, stop)
+        until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), AWAY, stop)
+        and until_it_works("the object store", store.ping, AWAY, stop)
+        and until_it_works("the bus", bus.ping, AWAY, stop)
     )
     if not there:
         bus.close()
@@ -128,21 +107,7 @@ def main(settings: Settings) -> int:
     service = Service(engine, store, bus, failed)
     service.start()
     log.info("started")
-    while not stop.wait(3600):
-        pass
+    stop.wait_until_asked()
     log.info("stops")
     service.stop()
     return 1 if failures else 0
-
-
-def until_it_works(what: str, attempt: Callable[[], None], stop: Stop) -> bool:
-    """Wait for what this process needs to be there. False when it is told to stop before."""
-    while not stop.asked:
-        try:
-            attempt()
-        except (BusError, OperationalError, StoreError) as error:
-            log.warning("waits", what=what, error=str(error))
-            stop.wait(1.0)
-        else:
-            return True
-    return False

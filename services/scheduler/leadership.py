@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-import threading
 from pathlib import Path
 from typing import IO, Protocol
 
 POLL_S = 0.5
 
 
+class Stopping(Protocol):
+    def wait(self, timeout_s: float, /) -> bool:
+        """Whether a stop was asked for by then."""
+
+
 class Leadership(Protocol):
-    def acquire(self, stopping: threading.Event) -> bool:
-        """Wait until this process may lead; False when `stopping` was set before. `truth.take_over` comes next."""
+    def acquire(self, stopping: Stopping) -> bool:
+        """Wait until this process may lead; False when told to stop before. `truth.take_over` comes next."""
 
     def release(self) -> None:
         """Let another lead. Nothing happens where this one does not."""
@@ -25,7 +29,7 @@ class FileLeadership:
         self._path = path
         self._file: IO[bytes] | None = None
 
-    def acquire(self, stopping: threading.Event) -> bool:
+    def acquire(self, stopping: Stopping) -> bool:
         file = self._path.open("ab")
         while not _locked(file):
             if stopping.wait(POLL_S):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +37,13 @@ from shared.contracts.topics import (
 from shared.db import migrate, open_database
 from shared.doorbell.port import Doorbell
 from shared.settings import Settings, SettingsError
+from shared.stopping import Stop, until_it_works
 from shared.telemetry import setup_telemetry
 
 log = logging.getLogger("llmos.scheduler")
 
 GROUP = "scheduler"
+AWAY = (BusError, OperationalError)
 
 
 class Service:
@@ -118,57 +119,40 @@ def leadership_of(settings: Settings, engine: Engine) -> Leadership:
 
 def main(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 1 when a part failed or another scheduler took over."""
+    stop, failures = Stop(), list[BaseException]()
     setup_telemetry(settings, "scheduler")
-    stopping, failures = threading.Event(), list[BaseException]()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
 
     def failed(error: BaseException) -> None:
         failures.append(error)
-        stopping.set()
+        stop.ask()
 
     engine = open_database(settings.effective_db_url("scheduler"))
     leadership = leadership_of(settings, engine)
     log.info("stands by until it may lead")
     try:
-        if leadership.acquire(stopping):
-            lead(settings, engine, stopping, failed)
+        if leadership.acquire(stop):
+            lead(settings, engine, stop, failed)
     finally:
         leadership.release()
     return 1 if failures else 0
 
 
-def lead(
-    settings: Settings, engine: Engine, stopping: threading.Event, failed: Callable[[BaseException], None]
-) -> None:
+def lead(settings: Settings, engine: Engine, stop: Stop, failed: Callable[[BaseException], None]) -> None:
     """Take over and decide until told to stop. Only who may lead touches the schema."""
     bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
     try:
-        if not until_it_works("the database", lambda: migrate(engine, "services.scheduler.migrations"), stopping):
+        if not until_it_works("the database", lambda: migrate(engine, "services.scheduler.migrations"), AWAY, stop):
             return
-        if not until_it_works("the bus", bus.ping, stopping):
+        if not until_it_works("the bus", bus.ping, AWAY, stop):
             return
         doorbell = shared.doorbell.connect(settings.redis_url)
         service = Service(settings, engine, bus, doorbell, take_over(engine), on_failure=failed)
         service.start()
         metrics.LEADS.set(1)
         log.info("leads in epoch %d", service.truth.epoch)
-        stopping.wait()
+        stop.wait_until_asked()
         log.info("stops")
         service.stop()
         doorbell.close()
     finally:
         bus.close()
-
-
-def until_it_works(what: str, attempt: Callable[[], None], stopping: threading.Event) -> bool:
-    """Wait for what this process needs to be there. False when it is told to stop before."""
-    while not stopping.is_set():
-        try:
-            attempt()
-        except (BusError, OperationalError) as error:
-            log.warning("waits for %s: %s", what, error)
-            stopping.wait(1.0)
-        else:
-            return True
-    return False

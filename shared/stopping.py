@@ -1,0 +1,52 @@
+"""Being told to stop: SIGTERM and SIGINT, waited for instead of handled."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+log = logging.getLogger("llmos.start")
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
+LONGEST_WAIT_S = 3600.0
+RETRY_S = 1.0
+
+
+class Stop:
+    """Made first thing on the main thread, which alone may wait for it; any thread may ask.
+
+    A handler runs in the main thread between two of its instructions: it comes late, or never, while that thread waits
+    for a lock. So the signals are blocked, and taken by whoever waits. Children inherit that: not for who starts some.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before any thread starts, so that all inherit it
+
+    def wait(self, timeout_s: float = LONGEST_WAIT_S) -> bool:
+        """Whether a stop was asked for by then."""
+        self.asked = self.asked or signal.sigtimedwait(SIGNALS, timeout_s) is not None
+        return self.asked
+
+    def wait_until_asked(self) -> None:
+        while not self.wait():
+            pass
+
+    def ask(self) -> None:
+        """From any thread."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def until_it_works(what: str, attempt: Callable[[], None], away: tuple[type[Exception], ...], stop: Stop) -> bool:
+    """Wait for what this process needs to be there. False when it is told to stop before."""
+    while not stop.asked:
+        try:
+            attempt()
+        except away as error:
+            log.warning("waits for %s: %s", what, error)
+            stop.wait(RETRY_S)
+        else:
+            return True
+    return False
