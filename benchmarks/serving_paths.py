@@ -22,7 +22,6 @@ from services.inference.control import Phase, ReplicaSpec, Report
 from services.inference.engines.arguments import command_line, processor_has_bf16
 from services.inference.engines.vllm import environment as engine_environment
 from services.inference.process import Launcher
-from services.inference.process_group import die_with_parent
 from shared.bus.port import Bus
 from shared.bus.valkey import ValkeyBus
 from shared.contracts import topics
@@ -36,6 +35,7 @@ from shared.contracts.deployments import (
     ReplicaStatus,
     deployment_key,
 )
+from shared.processes import die_with_parent
 from shared.settings import Settings
 from tests.servers import valkey
 

@@ -13,17 +13,17 @@ import msgspec
 import psutil
 import structlog
 
-from services.inference.process_group import kill_group
+from shared.processes import birth_of, kill_group
 
 log = structlog.get_logger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A replica of this node, and its process if one was started. `started` tells it from a later one of that pid."""
+    """A replica of this node, and its process if one was started. `birth` tells it from a later one of that pid."""
 
     replica_id: str
     pid: int = 0
-    started: float = 0.0
+    birth: str = ""
 
 
 class Leftovers:
@@ -36,10 +36,10 @@ class Leftovers:
     def note(self, replica_id: str, pid: int = 0) -> None:
         """Written whole or not at all. A full disk keeps no replica from serving: without its record, one that is left
         over still ends by itself."""
-        started = _started(pid) if pid else 0.0
+        record = Record(replica_id, pid, (birth_of(pid) or "") if pid else "")
         fresh = self._path(replica_id).with_suffix(".new")
         try:
-            fresh.write_bytes(msgspec.json.encode(Record(replica_id, pid, started)))
+            fresh.write_bytes(msgspec.json.encode(record))
             fresh.replace(self._path(replica_id))
         except OSError as error:
             log.warning("replica_not_recorded", replica=replica_id, reason=str(error))
@@ -67,7 +67,7 @@ class Leftovers:
 
 def _end_group(record: Record) -> None:
     """Kill the group that the replica led. Its leader may be dead and its engine's processes still be there."""
-    if psutil.pid_exists(record.pid) and _started(record.pid) != record.started:
+    if birth_of(record.pid) not in (None, record.birth):
         return  # another process has that number now, and so its group
     members = [process for process in psutil.process_iter() if _in_group(process, record.pid)]
     if members:
@@ -80,10 +80,3 @@ def _in_group(process: psutil.Process, group: int) -> bool:
     with suppress(ProcessLookupError):
         return os.getpgid(process.pid) == group
     return False
-
-
-def _started(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return 0.0

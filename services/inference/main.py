@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import signal
 from pathlib import Path
-from typing import IO
 
 import psutil
 import structlog
@@ -26,6 +23,7 @@ from services.inference.reports import StatusReports
 from shared.bus.port import Bus, BusUnavailable
 from shared.capacity import measure_capacity
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
+from shared.node_name import NodeTaken, take_node
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
@@ -38,10 +36,6 @@ LAST_WORDS_S = 5.0
 BUS_RETRY_S = 1.0
 
 
-class NodeTaken(Exception):
-    """Another agent of that name runs on this machine."""
-
-
 def main() -> None:
     try:
         settings = load_settings()
@@ -49,7 +43,7 @@ def main() -> None:
         store = shared.store.connect(settings)
         setup_telemetry(settings, "inference")
         setproctitle("llmos: inference")
-        with take_node(settings.home / "inference", settings.node):
+        with take_node(settings.home / "inference", settings.node, "an inference agent"):
             asyncio.run(serve(settings, bus, store))
     except (SettingsError, NodeTaken) as error:
         die(error)
@@ -113,22 +107,3 @@ async def bus_answers(bus: Bus, stop: asyncio.Event) -> bool:
             log.info("waiting_for_the_bus", reason=str(error))
             await asyncio.sleep(BUS_RETRY_S)
     return False
-
-
-def take_node(home: Path, node: str) -> IO[str]:
-    """Hold the node's name on this machine for as long as the returned file is open. Raises NodeTaken."""
-    home.mkdir(parents=True, exist_ok=True)
-    file = (home / f"{node}.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise NodeTaken(
-            f"an inference agent for {node!r} runs here already (process {holder}); stop it, or set LLMOS_NODE"
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file

@@ -21,7 +21,7 @@ from services.inference.control import (
     encode,
     socket_pair,
 )
-from services.inference.process_group import kill_group
+from shared.processes import kill_group
 from shared.settings import PREFIX, Settings
 
 LOG_BYTES = 32 << 20

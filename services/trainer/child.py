@@ -6,7 +6,6 @@ nothing, so that the process can be stopped and killed properly before the heavy
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -14,8 +13,7 @@ import threading
 from typing import BinaryIO, NoReturn
 
 from services.trainer import protocol
-
-PR_SET_PDEATHSIG = 1
+from shared.processes import die_with_parent, end_own_group
 
 
 def main() -> NoReturn:
@@ -23,7 +21,7 @@ def main() -> NoReturn:
     stop_asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the trainer's to handle
-    _die_with(trainer_pid)
+    die_with_parent(trainer_pid)
     for fd in (control_fd, reports_fd):
         os.set_inheritable(fd, False)
     inbox = Inbox(os.fdopen(control_fd, "rb"))
@@ -65,7 +63,7 @@ class Inbox:
             for line in self._control:
                 self._take(protocol.decode_order(line))
         finally:
-            os.killpg(0, signal.SIGKILL)
+            end_own_group()
 
     def _take(self, order: protocol.Order) -> None:
         with self._news:
@@ -75,14 +73,6 @@ class Inbox:
                 case protocol.Uploaded(step=step):
                     self._uploaded = step
             self._news.notify_all()
-
-
-def _die_with(trainer_pid: int) -> None:
-    """Have the kernel kill this process when the trainer's spawning thread ends; end now if that has happened."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != trainer_pid:
-        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -12,24 +12,22 @@ from pydantic import ValidationError
 
 from services.trainer.spawn import RUN_ID_VARIABLE
 from shared.contracts.message import Value
+from shared.processes import birth_of
 
 log = structlog.get_logger(__name__)
 
 KILL_TIMEOUT_S = 10
-KERNEL_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class RunRecord(Value):
-    """Which process is a run's. `started_ticks` and `kernel_boot` tell it from a later process with its pid."""
+    """Which process is a run's. `birth` tells it from a later process with its pid."""
 
     run_id: str
     job_id: str
     attempt: int
     rank: int
     pid: int
-    pgid: int
-    started_ticks: int
-    kernel_boot: str
+    birth: str
 
 
 class RunFolder:
@@ -52,9 +50,7 @@ class RunFolder:
             attempt=attempt,
             rank=rank,
             pid=pid,
-            pgid=pid,
-            started_ticks=started_ticks(pid) or 0,
-            kernel_boot=_kernel_boot(),
+            birth=birth_of(pid) or "",
         )
         path = self._folder / f"{run_id}.json"
         fresh = path.with_suffix(".new")
@@ -89,19 +85,8 @@ class RunFolder:
         return found
 
 
-def started_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None where there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def _processes_of(record: RunRecord) -> list[psutil.Process]:
     """The child itself, if it is still that process, and whatever carries its run_id in the environment."""
-    if record.kernel_boot != _kernel_boot():
-        return []
     mark = (RUN_ID_VARIABLE, record.run_id)
     return [
         process
@@ -111,7 +96,7 @@ def _processes_of(record: RunRecord) -> list[psutil.Process]:
 
 
 def _is_leader(process: psutil.Process, record: RunRecord) -> bool:
-    return process.pid == record.pid and started_ticks(process.pid) == record.started_ticks
+    return process.pid == record.pid and birth_of(process.pid) == record.birth
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -127,10 +112,6 @@ def _kill(process: psutil.Process) -> None:
         process.kill()  # psutil compares the start time once more
     except psutil.NoSuchProcess:
         return
-
-
-def _kernel_boot() -> str:
-    return KERNEL_BOOT.read_text().strip()
 
 
 def _read(path: Path) -> RunRecord | None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
-from pathlib import Path
-from typing import IO
 from uuid import uuid4
 
 import structlog
@@ -16,7 +12,6 @@ from tenacity import retry, retry_if_exception_type, wait_exponential
 import shared.bus
 import shared.store
 from services.trainer.agent import Agent
-from services.trainer.capacity import measure_capacity
 from services.trainer.doorbell import DoorbellWorker
 from services.trainer.heartbeat import Heartbeat
 from services.trainer.leftovers import RunFolder
@@ -24,8 +19,10 @@ from services.trainer.outbox import Contact
 from services.trainer.run import Run
 from services.trainer.workplace import Workplace
 from shared.bus.port import Bus, BusUnavailable
+from shared.capacity import measure_capacity
 from shared.contracts.jobs import DesiredAttempt, Place
 from shared.contracts.topics import ATTEMPTS_DESIRED
+from shared.node_name import NodeTaken, take_node
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
@@ -36,10 +33,6 @@ log = structlog.get_logger(__name__)
 DAY_S = 24 * 3600
 REPORT_TIME_S = 20.0
 """After the grace for checkpoints: time to upload them and to report, before runs are abandoned."""
-
-
-class NodeTaken(Exception):
-    """Another trainer of that name runs on this machine."""
 
 
 def main() -> None:
@@ -59,7 +52,7 @@ def main() -> None:
 def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
     """Be the node's trainer until SIGTERM or SIGINT. Call on the main thread. Raises NodeTaken."""
     home = settings.home / "trainer"
-    with take_node(home, settings.node):
+    with take_node(home, settings.node, "a trainer"):
         folder = RunFolder(home / settings.node / "runs")
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
@@ -102,26 +95,6 @@ def listen(settings: Settings, agent: Agent) -> DoorbellWorker | None:
     doorbell = DoorbellWorker(settings.redis_url, settings.node, agent.look)
     doorbell.start()
     return doorbell
-
-
-def take_node(home: Path, node: str) -> IO[str]:
-    """Hold the node's name on this machine for as long as the returned file is open. Raises NodeTaken."""
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / f"{node}.lock"
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise NodeTaken(
-            f"a trainer named {node!r} runs here already (process {holder}); stop it, or set LLMOS_NODE to another name"
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
 
 
 @retry(

@@ -122,7 +122,7 @@ def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
     try:
         folder.record("r1", "j", 1, 0, stranger.pid)
         path = tmp_path / "r1.json"
-        path.write_text(path.read_text().replace('"started_ticks":', '"started_ticks":1'))
+        path.write_text(path.read_text().replace('"birth":"', '"birth":"x'))
         folder.end_leftovers()
         assert alive(stranger.pid)
     finally:

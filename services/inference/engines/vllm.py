@@ -17,7 +17,7 @@ from services.inference.control import MAX_REASON, ReplicaSpec
 from services.inference.engines import AdapterRefused, AsgiApp, Engine, EngineRefused, OnPhase
 from services.inference.engines.amx import allow_amx
 from services.inference.engines.arguments import command_line, processor_has_bf16
-from services.inference.process_group import engine_children_die_with_us
+from shared.processes import children_die_with_us
 
 
 @asynccontextmanager
@@ -132,7 +132,7 @@ def _engine_args(args: Any, *, fork: bool) -> Any:
         def create_engine_config(self, *positional: Any, **named: Any) -> Any:
             config = _refusing_bad_values(super().create_engine_config, *positional, **named)
             if fork:
-                engine_children_die_with_us()
+                children_die_with_us()
                 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
             return config
 

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from services.inference.control import MAX_MESSAGE_BYTES, Report, Wishes, decode_wishes, encode
-from services.inference.process_group import end_own_group
+from shared.processes import end_own_group
 
 log = structlog.get_logger(__name__)
 

@@ -14,11 +14,11 @@ from setproctitle import setproctitle
 
 from services.inference.control import MAX_REASON, Phase, ReplicaSpec, Report, Wishes, decode_spec
 from services.inference.engines import Engine, EngineRefused, opener
-from services.inference.process_group import die_with_parent
 from services.inference.replica.adapters import Adapters
 from services.inference.replica.line import Line
 from services.inference.replica.server import Server
 from shared import replies, requests
+from shared.processes import die_with_parent
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.telemetry import setup_telemetry
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.capacity import measure_capacity, parse_devices, visible
 from services.trainer.oom import oom_kills
 from services.trainer.spawn import child_environment, threads_for
+from shared.capacity import measure_capacity, parse_devices, visible
 from shared.contracts.nodes import Capacity, Device
 
 
