@@ -19,6 +19,7 @@ from shared.contracts.topics import Topic
 log = logging.getLogger("llmos.bus")
 
 CHUNK = 500
+NEVER = Position(0, -1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Follower(Reader):
         """Note where the changes are, show the table, go on from there. Keys that are gone are shown as tombstones."""
         changes = self._changes(server)
         now = now_ms(server)
+        self._shown = dict.fromkeys(self._shown, NEVER)  # in a stream that was made anew positions may begin below
         gone = set(self._shown)
         for key, value in server.hscan_iter(layout.table(self.topic), count=CHUNK):
             if not is_expired(self.topic, parse_id(value.partition(b" ")[0]), now):
@@ -95,9 +97,10 @@ class Follower(Reader):
             self._shown[record.key] = record.position
 
     def _missed_some(self, server: redis.Redis) -> bool:
-        """Whether changes after the last one seen are trimmed, or the stream is another than before."""
+        """Whether changes after the last one seen are trimmed, or the stream was wiped or restored."""
         changes = self._changes(server)
-        return changes.trimmed > self._seen or parse_id(changes.last_id) < parse_id(self._last_id)
+        another = changes.added < self._seen or parse_id(changes.last_id) < parse_id(self._last_id)
+        return another or changes.trimmed > self._seen
 
     def _changes(self, server: redis.Redis) -> _Changes:
         try:
