@@ -1,4 +1,4 @@
-"""Once at every start: what a wiped or restored `registry.state` shows wrongly is published again."""
+"""The bus against the tables: what a wiped or restored `registry.state` shows wrongly is published again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from services.registry.answers import mark_states
 from services.registry.tables import truth
@@ -16,43 +17,55 @@ from shared.contracts.topics import REGISTRY_STATE
 
 log = structlog.get_logger("registry.comparison")
 
+EVERY_S = 60.0
+
 
 class Comparison:
-    """Reads the topic to its end, and marks for the outbox what differs from the tables."""
+    """Follows the topic; at the start and once a minute it marks for the outbox what differs from the tables."""
 
     def __init__(self, engine: Engine, bus: Bus, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._bus = bus
         self._wake = wake
         self._shown: dict[str, str | int] = {}
+        self._lock = threading.Lock()
         self._caught_up = threading.Event()
-        self._stopped = False
+        self._stopping = threading.Event()
 
     def run(self) -> None:
         following = self._bus.follow(REGISTRY_STATE, self._saw, self._caught_up.set)
         self._caught_up.wait()
+        while not self._stopping.is_set():
+            try:
+                self.mend()
+            except OperationalError as error:
+                log.warning("comparison_put_off", error=str(error))
+            self._stopping.wait(EVERY_S)
         following.close()
-        if not self._stopped:
-            self.mend()
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopping.set()
         self._caught_up.set()
 
     def mend(self) -> None:
-        with self._engine.begin() as connection:
+        """What is only on its way is said twice, which does no harm."""
+        with self._lock:
+            shown = dict(self._shown)
+        with self._engine.connect().execution_options(readonly=True) as connection:
             wanted = truth(connection)
-            differing = {key for key in wanted.keys() | self._shown.keys() if wanted.get(key) != self._shown.get(key)}
-            mark_states(connection, sorted(differing))
+        differing = {key for key in wanted.keys() | shown.keys() if wanted.get(key) != shown.get(key)}
         if differing:
+            with self._engine.begin() as connection:
+                mark_states(connection, sorted(differing))
             self._wake()
             log.info("states_published_again", count=len(differing))
 
     def _saw(self, record: Record) -> None:
-        match record.message:
-            case ArtifactVersionState(publication_id=publication_id):
-                self._shown[record.key] = publication_id
-            case ArtifactAliasesState(revision=revision):
-                self._shown[record.key] = revision
-            case _:
-                self._shown.pop(record.key, None)
+        with self._lock:
+            match record.message:
+                case ArtifactVersionState(publication_id=publication_id):
+                    self._shown[record.key] = publication_id
+                case ArtifactAliasesState(revision=revision):
+                    self._shown[record.key] = revision
+                case _:
+                    self._shown.pop(record.key, None)
