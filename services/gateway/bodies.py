@@ -93,7 +93,7 @@ def hash_of(raw: bytes) -> str:
     """Of the body's meaning where it is JSON: spaces and the order of fields do not matter."""
     try:
         raw = orjson.dumps(orjson.loads(raw), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # it reads deeper nesting than it writes
         pass
     return hashlib.sha256(raw).hexdigest()
 
