@@ -9,7 +9,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table
-from sqlalchemy.dialects import sqlite
+
+from shared.db import insert_into
 
 _turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 _turns_lock = threading.Lock()
@@ -45,7 +46,7 @@ def upsert(
 ) -> bool:
     """Insert the row, or replace the one with its primary key when `when(new)` holds. True if anything changed."""
     keys = [column.name for column in table.primary_key]
-    insert = _insert(sql, table).values(row)
+    insert = insert_into(sql, table).values(row)
     changes = {name: insert.excluded[name] for name in row if name not in keys}
     statement = insert.on_conflict_do_update(
         index_elements=keys, set_=changes, where=when(insert.excluded) if when else None
@@ -56,12 +57,4 @@ def upsert(
 def insert_new(sql: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     """Insert the rows whose primary keys are not there yet."""
     if rows:
-        sql.execute(_insert(sql, table).on_conflict_do_nothing(), list(rows))
-
-
-def _insert(sql: Connection, table: Table) -> Any:
-    if sql.dialect.name == "postgresql":  # its dialect is not loaded where it is not used
-        from sqlalchemy.dialects.postgresql import insert
-
-        return insert(table)
-    return sqlite.insert(table)
+        sql.execute(insert_into(sql, table).on_conflict_do_nothing(), list(rows))

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from services.scheduler.deployments import Deployment
 from services.scheduler.domain import ACTIVE, Job
@@ -23,6 +22,7 @@ from services.scheduler.tables import deployments, dirty, early_cancels, handled
 from shared.contracts.jobs import TERMINAL, JobStatus
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
+from shared.db import insert_into
 
 CHUNK = 500
 """Values in one `IN (…)`."""
@@ -194,7 +194,7 @@ class Work:
             connection.execute(delete(jobs).where(jobs.c.id.in_(part)))
         mark_dirty(connection, self._dirty)
         if self._outgoing:
-            connection.execute(dialect_insert(connection, outgoing).on_conflict_do_nothing(), self._outgoing)
+            connection.execute(insert_into(connection, outgoing).on_conflict_do_nothing(), self._outgoing)
 
     def _read(self, query: Select[Any]) -> list[Job]:
         """Jobs as they are in the database, or as this decision has changed them."""
@@ -257,7 +257,7 @@ def mark_dirty(connection: Connection, keys: dict[tuple[str, str], datetime]) ->
             {"topic": topic, "key": key, "revision": 1, "since": now.timestamp()} for (topic, key), now in keys.items()
         ]
         again = {"revision": dirty.c.revision + 1}
-        statement = dialect_insert(connection, dirty)
+        statement = insert_into(connection, dirty)
         connection.execute(statement.on_conflict_do_update(index_elements=["topic", "key"], set_=again), rows)
 
 
@@ -281,14 +281,9 @@ def count_by_status(connection: Connection) -> dict[str, int]:
 
 def upsert(connection: Connection, table: Table, keys: Sequence[str], rows: list[dict[str, Any]]) -> None:
     if rows:
-        statement = dialect_insert(connection, table)
+        statement = insert_into(connection, table)
         rest = {name: statement.excluded[name] for name in rows[0] if name not in keys}
         connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=rest), rows)
-
-
-def dialect_insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """`INSERT … ON CONFLICT` is written alike in both databases, but built by each dialect."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:

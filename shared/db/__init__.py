@@ -6,9 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool
 
@@ -41,14 +40,44 @@ def _begin_immediate(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
 
+def insert_into(connection: Connection, table: Table) -> Any:
+    """An insert that can go on `on_conflict_…`: both databases write it alike, but each dialect builds its own."""
+    if connection.dialect.name == "postgresql":  # its dialect is not loaded where it is not used
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
 def migrate(engine: Engine, package: str) -> None:
     """Bring the schema to the newest version by the Alembic scripts of `package` (e.g. `services.registry.migrations`).
 
-    `package` holds `env.py`, which is `from shared.db.env import run; run()`, and `versions/`.
+    `package` holds `env.py`, which is `from shared.db.env import run; run()`, and `versions/`, whose files are named
+    after their revisions: `0001_what.py`.
     """
-    folder = importlib.import_module(package).__path__[0]
-    config = Config()
-    config.set_main_option("script_location", folder)
+    folder = Path(importlib.import_module(package).__path__[0])
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if _version(connection) != newest_version(folder):
+            _upgrade(connection, folder)
+
+
+def newest_version(folder: Path) -> str:
+    """The revision that the migrations in `folder` end with."""
+    return max(script.stem.partition("_")[0] for script in (folder / "versions").glob("[0-9]*_*.py"))
+
+
+def _version(connection: Connection) -> str | None:
+    """The revision that the schema is at; None in an empty database."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def _upgrade(connection: Connection, folder: Path) -> None:
+    from alembic import command  # a third of a second, which only a start that migrates pays
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
