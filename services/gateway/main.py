@@ -70,8 +70,7 @@ def create_app(
     app.state.gateway = gateway
     app.state.metrics = metrics
     errors.install(app)
-    routes.mount(app)
-    app.include_router(inference.router)
+    routes.mount(app, inference.router)
     # The last one added is the outermost.
     app.add_middleware(Shortcut, answering=inference.answering)
     app.add_middleware(BoundedBody, limit_bytes=settings.max_body_bytes)

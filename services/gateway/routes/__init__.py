@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from services.gateway.routes import artifacts, compat, deployments, files, fine_tuning, jobs, models, nodes, operations
 
@@ -12,6 +12,8 @@ DESCRIPTION = (
 )
 
 
-def mount(app: FastAPI) -> None:
-    for module in (jobs, files, fine_tuning, models, artifacts, deployments, nodes, compat, operations):
-        app.include_router(module.router)
+def mount(app: FastAPI, *more: APIRouter) -> None:
+    """As they are: `include_router` would build every route a second time, for a quarter of a second."""
+    here = (jobs, files, fine_tuning, models, artifacts, deployments, nodes, compat, operations)
+    for router in (*(module.router for module in here), *more):
+        app.router.routes.extend(router.routes)
