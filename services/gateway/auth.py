@@ -8,6 +8,7 @@ from anyio import to_thread
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,7 +48,7 @@ class RequireKey:
             )
         try:
             principal = self._keys.remembered(key) or await to_thread.run_sync(self._keys.find, key)
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeout) as error:
             raise Unavailable("The database does not answer now; try again.", code="database_away") from error
         if principal is None:
             raise Unauthorized(

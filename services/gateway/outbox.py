@@ -23,6 +23,7 @@ from shared.contracts.topics import TOPICS, Topic
 log = get_logger("gateway.outbox")
 
 LOOK_EVERY_S = 0.5
+RETRY_S = 1.0
 LONGEST_PAUSE_S = 300.0
 AT_ONCE = 200
 PUBLISH_TIMEOUT_S = 20.0
@@ -82,8 +83,11 @@ class Outbox:
                 self._publish_due()
                 self._prune()
             except (SQLAlchemyError, BusError, TimeoutError) as error:
-                log.warning("outbox_waits", reason=str(error).splitlines()[0])
-                self._stopping.wait(1.0)
+                log.warning("outbox_waits", reason=(str(error) or type(error).__name__).splitlines()[0])
+                self._stopping.wait(RETRY_S)
+            except Exception:  # without this thread nothing that was put off would ever be published
+                log.exception("outbox_failed")
+                self._stopping.wait(RETRY_S)
         self._write_down()
 
     @contextmanager

@@ -42,6 +42,9 @@ class Pump:
                 if not complained:
                     log.warning("replies away: open answers end, a new stream is opened", reason=str(error))
                 complained = True
+            except Exception:  # a reader that ended would leave every later request without an answer
+                log.exception("replies cannot be read: open answers end, a new stream is opened")
+                complained = True
             self.address = None
             self._pending.fail_all(RepliesGone("The queue lost the answer on its way; ask again", retry_after_s=1))
             if complained:
@@ -61,6 +64,11 @@ class Pump:
 
     def _hear(self, frame: Frame, now: float) -> None:
         replica = self._replicas.get(frame.replica)
-        if replica is not None:
+        if replica is None:
+            return
+        try:
             running, waiting = _load.decode(frame.data)
+        except msgspec.MsgspecError as error:
+            log.warning("a sign of life does not decode", replica=frame.replica, reason=str(error))
+        else:
             replica.report(running + waiting, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 from fastapi import APIRouter
@@ -23,6 +24,7 @@ from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
 FOLLOWED = (topics.REGISTRY_STATE, topics.DEPLOYMENTS_DESIRED, topics.DEPLOYMENTS_STATUS)
+CANCEL_AGAIN_S = 0.5
 
 
 class InferenceGateway:
@@ -54,9 +56,7 @@ class InferenceGateway:
     async def stop(self) -> None:
         for subscription in self._subscriptions:
             await asyncio.to_thread(subscription.close)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._pending.fail_all(RepliesGone("The gateway stops; ask again", retry_after_s=1))
         await self._dispatcher.stop()
         await self._replies.close()
@@ -97,3 +97,11 @@ class InferenceGateway:
                 awake_since = now
             looked_at = now
             self._pending.lose_silent(now, awake_since, self._silence_s)
+
+
+async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until it helps: redis-py may swallow a cancel while it connects."""
+    while going_on := [task for task in tasks if not task.done()]:
+        for task in going_on:
+            task.cancel()
+        await asyncio.wait(going_on, timeout=CANCEL_AGAIN_S)

@@ -105,15 +105,16 @@ class Follower:
             log.info("caught_up", topic=self.topic.name, keys=len(seen))
 
     def _until_done(self, work: Callable[[Connection], None]) -> bool:
-        """In a transaction, again for as long as the database is away. False when stopping."""
+        """In a transaction, again until it does not fail. False when stopping."""
         while not self._stopping:
             try:
                 with writing(self._engine) as sql:
                     work(sql)
+                return True
             except SQLAlchemyError as error:
                 log.warning("view_waits_for_database", topic=self.topic.name, reason=str(error).splitlines()[0])
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, PAUSE_S)
-            else:
-                return True
+            except Exception:  # without this thread the view would fall behind for ever, unseen
+                log.exception("view_cannot_take_this", topic=self.topic.name)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, PAUSE_S)
         return False

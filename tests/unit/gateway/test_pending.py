@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
 from services.gateway.inference import pending as limits
-from services.gateway.inference.errors import ClientTooSlow, DeadlinePassed, ReplicaLost
+from services.gateway.inference import pump as pump_module
+from services.gateway.inference import service
+from services.gateway.inference.errors import ClientTooSlow, DeadlinePassed, ReplicaLost, RepliesGone
 from services.gateway.inference.pending import Attempt, Pending, Reply
 from services.gateway.inference.pump import Pump
 from services.gateway.inference.replicas import Replica
@@ -16,6 +19,7 @@ from shared.contracts.deployments import ReplicaState
 from shared.contracts.inference import Frame, FrameKind
 from shared.replies.memory import MemoryReplyHub
 from tests.serving import status
+from tests.waiting import aeventually
 
 SILENCE_S = 5.0
 
@@ -184,3 +188,59 @@ async def test_requests_in_flight_are_counted_where_they_are(desk: Desk) -> None
     assert (desk.replicas["r1"].in_flight, desk.replicas["r2"].in_flight) == (0, 1)
     desk.pending.close(reply)
     assert (desk.replicas["r1"].in_flight, desk.replicas["r2"].in_flight) == (0, 0)
+
+
+async def test_a_sign_of_life_that_does_not_decode_harms_nobody(desk: Desk) -> None:
+    reply = desk.ask()
+    broken = Frame("", 0, 0, FrameKind.alive, b"?", "r1")
+    desk.pump.deliver([broken, Frame("a", 1, 0, FrameKind.end, b"x")])
+    assert [frame.data for frame in await reply.take()] == [b"x"]
+
+
+class BrokenOnce:
+    """Replies whose first stream fails as no adapter should."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    async def open(self) -> str:
+        self.opened += 1
+        return f"gw:{self.opened}"
+
+    async def frames(self) -> AsyncIterator[list[Frame]]:
+        if self.opened == 1:
+            raise ValueError("this adapter is broken")
+        await asyncio.Event().wait()
+        yield []
+
+
+async def test_the_reader_of_replies_outlives_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "RETRY_S", 0)
+    pending = Pending()
+    pump = Pump(BrokenOnce(), pending, {})  # type: ignore[arg-type]
+    waiting = pending.open("a")
+    reading = asyncio.create_task(pump.run())
+    with pytest.raises(RepliesGone):
+        await waiting.take()
+    await aeventually(lambda: pump.address == "gw:2")
+    await service.end_tasks([reading])
+
+
+async def test_a_task_that_swallows_a_cancel_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "CANCEL_AGAIN_S", 0.01)
+    began, swallowed = asyncio.Event(), 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        began.set()
+        while swallowed < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stubborn())
+    await began.wait()
+    await service.end_tasks([task])
+    assert task.cancelled()
