@@ -7,11 +7,11 @@ or, for the rest, until the durable bus has it. Commands about one subject go ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from structlog import get_logger
 
@@ -42,6 +42,7 @@ class Asked:
     body_hash: str
     key: str | None = None
     retried: bool = False
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Submissions:
     ) -> tuple[Accepted, bool]:
         with self.outbox.taken() as taken, writing(self._engine) as sql:
             write_down(sql, taken)
-            if earlier := _earlier(sql, asked):
+            if earlier := _earlier(sql, asked) or _overtaking(sql, asked):
                 return earlier, False
             self._check_room(sql)
             clear = not sql.execute(select(in_the_way(order.subject))).scalar()
@@ -145,16 +146,28 @@ def _earlier(sql: Connection, asked: Asked) -> Accepted | None:
                 code="idempotency_key_reused",
             )
     elif asked.retried:
-        row = sql.execute(
-            select(submissions)
-            .where(mine, submissions.c.body_hash == asked.body_hash, submissions.c.operation == asked.operation)
-            .where(submissions.c.created_at > datetime.now(UTC) - JOINS_FOR)
-            .order_by(submissions.c.created_at.desc())
-            .limit(1)
-        ).one_or_none()
+        row = sql.execute(_alike(asked, asked.at - JOINS_FOR)).one_or_none()
     else:
         return None
     return Accepted(row.command_id, row.resource_id, joined=True) if row else None
+
+
+def _overtaking(sql: Connection, asked: Asked) -> Accepted | None:
+    """The retry of this very request, where it was committed first. It stands for one first try and no more."""
+    if asked.key or asked.retried:
+        return None
+    row = sql.execute(_alike(asked, asked.at).where(submissions.c.retried)).one_or_none()
+    if row is None:
+        return None
+    sql.execute(update(submissions).where(submissions.c.command_id == row.command_id).values(retried=False))
+    return Accepted(row.command_id, row.resource_id, joined=True)
+
+
+def _alike(asked: Asked, since: datetime) -> Select[Any]:
+    """The newest submission of the same body."""
+    same = submissions.c.body_hash == asked.body_hash, submissions.c.operation == asked.operation
+    query = select(submissions).where(submissions.c.tenant == asked.tenant, *same, submissions.c.created_at > since)
+    return query.order_by(submissions.c.created_at.desc()).limit(1)
 
 
 def _row(asked: Asked, order: Order, clear: bool) -> dict[str, Any]:
@@ -166,6 +179,7 @@ def _row(asked: Asked, order: Order, clear: bool) -> dict[str, Any]:
         "idempotency_key": asked.key,
         "operation": asked.operation,
         "body_hash": asked.body_hash,
+        "retried": asked.retried and not asked.key,
         "subject": order.subject,
         "resource_id": order.resource_id,
         "topic": order.topic.name,

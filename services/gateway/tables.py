@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -60,6 +61,8 @@ submissions = Table(
     Column("idempotency_key", String(255)),
     Column("operation", Text, nullable=False),
     Column("body_hash", String(64), nullable=False),
+    # It came as an SDK's retry, and the first try may still be on its way.
+    Column("retried", Boolean, nullable=False, server_default=false()),
     # What it is about: the key on the bus. Commands of one subject go out in order.
     Column("subject", String(255), nullable=False),
     # What the client asked to make or change: a job, a file, a deployment.

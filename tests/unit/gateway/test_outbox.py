@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, update
 
+from services.gateway import outbox
+from services.gateway import submissions as accepting_module
 from services.gateway.errors import Conflict, Unavailable
 from services.gateway.submissions import Asked, Order, Submissions
 from services.gateway.tables import submissions
 from shared.bus.memory import MemoryBus
+from shared.bus.port import Position
 from shared.contracts.artifacts import SetAlias
 from shared.contracts.jobs import CancelJob
-from shared.contracts.message import decode
-from shared.contracts.topics import JOBS_COMMANDS, REGISTRY_COMMANDS
+from shared.contracts.message import Message, decode
+from shared.contracts.topics import JOBS_COMMANDS, REGISTRY_COMMANDS, Topic
 from shared.db import migrate, open_database
 from shared.settings import Settings
 from tests.waiting import eventually
@@ -90,3 +95,45 @@ def test_keys_and_limits(engine: Engine, bus: MemoryBus) -> None:
         accepting.accept(asked("k", body="other"), alias(1))
     with pytest.raises(Unavailable):
         accepting.accept(asked("other"), alias(2))
+
+
+class Silent(MemoryBus):
+    """Takes messages, and says nothing of the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unanswered = 2
+
+    def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
+        self.unanswered -= 1
+        return Future() if self.unanswered >= 0 else super().publish(topic, key, message)
+
+
+def test_a_bus_that_never_answers_does_not_end_the_outbox(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "PUBLISH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(outbox, "RETRY_S", 0.01)
+    monkeypatch.setattr(accepting_module, "FIRST_REPEAT", timedelta(0))
+    accepting = Submissions(engine, Silent(), Settings())
+    order = Order(JOBS_COMMANDS, "job-1", "job-1", CancelJob(job_id="job-1"), until="published")
+    command_id = accepting.accept(asked(), order).command_id
+    accepting.start()
+    eventually(lambda: accepting.outcome(command_id) == (True, None))
+    accepting.stop()
+
+
+def test_a_retry_joins_its_first_try_whichever_is_committed_first(engine: Engine, bus: MemoryBus) -> None:
+    accepting = Submissions(engine, bus, Settings())
+    first, other = asked(), asked()
+    retry = replace(asked(), retried=True)
+    made = accepting.accept(retry, alias(1))
+    assert not made.joined
+    overtaken = accepting.accept(first, alias(1))
+    assert (overtaken.command_id, overtaken.joined) == (made.command_id, True)
+    assert not accepting.accept(other, alias(1)).joined, "one retry stands for one first try"
+    assert accepting.accept(replace(asked(), retried=True), alias(1)).joined
+
+
+def test_two_requests_alike_are_two(engine: Engine, bus: MemoryBus) -> None:
+    accepting = Submissions(engine, bus, Settings())
+    accepting.accept(replace(asked(), retried=True), alias(1))
+    assert not accepting.accept(asked(), alias(1)).joined
