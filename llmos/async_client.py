@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 import httpx
 
 from llmos import calls
-from llmos.calls import Call, Json
-from llmos.connection import RETRIES, TIMEOUT, Connection, result_of
+from llmos.calls import ENDED, Call, Json
+from llmos.connection import AGAIN_S, RETRIES, TIMEOUT, Connection, result_of
 from llmos.errors import error_of
+from llmos.files import whole_file
 from llmos.patience import AsyncPatientTransport
 from llmos.sse import EventParser
 
@@ -90,16 +92,45 @@ class AsyncLLMOS:
                 call.method, call.path, params=dict(call.query), json=call.body, headers=dict(call.headers)
             )
         except httpx.TransportError as error:
-            raise self.connection.unreachable from error
+            raise self.connection.broken(error) from error
         return result_of(answer)
 
-    async def follow_job(self, job_id: str) -> AsyncIterator[Json]:
+    def follow_job(self, job_id: str) -> AsyncIterator[Json]:
         """The job's events as they come, to the last; a broken connection goes on where it was."""
-        cursor = ""
-        while True:
-            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+        return self._follow(job_id, calls.stream_events(job_id))
+
+    def follow_logs(self, job_id: str) -> AsyncIterator[Json]:
+        """The job's log lines as they come, to the last."""
+        return self._follow(job_id, calls.stream_logs(job_id))
+
+    async def wait_job(self, job_id: str) -> Json:
+        """The job once it has ended, whichever way."""
+        async for _ in self.follow_job(job_id):
+            continue
+        return await self.get_job(job_id)
+
+    async def download(self, ref: str, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+        """A version as one .tar. Whole or not at all."""
+        call = calls.download(ref)
+        with whole_file(file) as out:
             try:
-                async with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
+                async with self._http.stream(call.method, call.path) as answer:
+                    if answer.is_error:
+                        await answer.aread()
+                        raise error_of(answer)
+                    async for chunk in answer.aiter_bytes():
+                        await asyncio.to_thread(out.write, chunk)
+                        on_bytes(len(chunk))
+            except httpx.TransportError as error:
+                raise self.connection.broken(error) from error
+
+    async def _follow(self, job_id: str, call: Call) -> AsyncIterator[Json]:
+        """As the other client's."""
+        cursor, is_last = "", False
+        while True:
+            headers = {**call.headers, **({"Last-Event-ID": cursor} if cursor else {})}
+            try:
+                async with self._http.stream(call.method, call.path, headers=headers) as answer:
                     if answer.is_error:
                         await answer.aread()
                         raise error_of(answer)
@@ -108,14 +139,12 @@ class AsyncLLMOS:
                         if event := parser.feed(line):
                             cursor = event.id or cursor
                             yield event.data
+                if is_last:
                     return
-            except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
-                continue
+                is_last = (await self.get_job(job_id))["status"] in ENDED
             except httpx.ConnectError as error:
-                raise self.connection.unreachable from error
-
-    async def wait_job(self, job_id: str) -> Json:
-        """The job once it has ended, whichever way."""
-        async for _ in self.follow_job(job_id):
-            continue
-        return await self.get_job(job_id)
+                raise self.connection.broken(error) from error
+            except httpx.TransportError:
+                pass  # the gateway went away in the middle: go on from the cursor, or fail at connecting
+            if not is_last:
+                await asyncio.sleep(AGAIN_S)

@@ -13,6 +13,9 @@ from uuid import uuid4
 
 Json = dict[str, Any]
 
+ENDED = ("succeeded", "failed", "cancelled")
+"""The statuses in which a job stays."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -20,7 +23,7 @@ class Call:
 
     method: str
     path: str
-    query: Mapping[str, str | int] = field(default_factory=dict)
+    query: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     body: Json | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,6 +101,16 @@ def job_events(job_id: str, *, after: str | None = None, limit: int | None = Non
     return Call("GET", f"/v1/jobs/{_part(job_id)}/events", query=_given(after=after, limit=limit))
 
 
+def stream_events(job_id: str) -> Call:
+    """The job's events as server-sent events."""
+    return Call("GET", f"/v1/jobs/{_part(job_id)}/events", headers={"Accept": "text/event-stream"})
+
+
+def stream_logs(job_id: str) -> Call:
+    """The job's log as server-sent events."""
+    return Call("GET", f"/v1/jobs/{_part(job_id)}/logs", headers={"Accept": "text/event-stream"})
+
+
 def job_logs(job_id: str, *, after: str | None = None, limit: int | None = None) -> Call:
     """A page of the job's log lines; `after` is a cursor."""
     return Call("GET", f"/v1/jobs/{_part(job_id)}/logs", query=_given(after=after, limit=limit))
@@ -106,7 +119,10 @@ def job_logs(job_id: str, *, after: str | None = None, limit: int | None = None)
 # Artifacts
 
 
-def list_artifacts(*, kind: str | None = None, after: str | None = None, limit: int | None = None) -> Call:
+def list_artifacts(
+    *, kind: str | Sequence[str] | None = None, after: str | None = None, limit: int | None = None
+) -> Call:
+    """A page of names by name; `kind` takes one or several."""
     return Call("GET", "/v1/artifacts", query=_given(kind=kind, after=after, limit=limit))
 
 
@@ -122,6 +138,11 @@ def artifact_versions(name: str) -> Call:
 def artifact_lineage(ref: str) -> Call:
     """What a version was made from, and what was made from it."""
     return Call("GET", f"/v1/artifacts/{_part(ref)}/lineage")
+
+
+def download(ref: str) -> Call:
+    """A version as one .tar: bytes, not JSON."""
+    return Call("GET", f"/v1/artifacts/{_part(ref)}/download")
 
 
 def set_alias(name: str, alias: str, version: int) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 import httpx
 
 from llmos import calls
-from llmos.calls import Call, Json
-from llmos.connection import RETRIES, TIMEOUT, Connection, result_of
-from llmos.errors import LLMOSError, error_of
+from llmos.calls import ENDED, Call, Json
+from llmos.connection import AGAIN_S, RETRIES, TIMEOUT, Connection, result_of
+from llmos.errors import error_of
+from llmos.files import whole_file
 from llmos.patience import PatientTransport
 from llmos.sse import server_events
 
@@ -90,16 +92,16 @@ class LLMOS:
                 call.method, call.path, params=dict(call.query), json=call.body, headers=dict(call.headers)
             )
         except httpx.TransportError as error:
-            raise self.connection.unreachable from error
+            raise self.connection.broken(error) from error
         return result_of(answer)
 
     def follow_job(self, job_id: str) -> Iterator[Json]:
         """The job's events as they come, to the last; a broken connection goes on where it was."""
-        yield from self._lines(f"/v1/jobs/{job_id}/events")
+        return self._follow(job_id, calls.stream_events(job_id))
 
     def follow_logs(self, job_id: str) -> Iterator[Json]:
         """The job's log lines as they come, to the last."""
-        yield from self._lines(f"/v1/jobs/{job_id}/logs")
+        return self._follow(job_id, calls.stream_logs(job_id))
 
     def wait_job(self, job_id: str) -> Json:
         """The job once it has ended, whichever way."""
@@ -109,36 +111,39 @@ class LLMOS:
 
     def download(self, ref: str, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         """A version as one .tar. Whole or not at all."""
-        part = file.with_name(file.name + ".part")
-        try:
-            with self._http.stream("GET", f"/v1/artifacts/{ref}/download") as answer, part.open("wb") as out:
-                if answer.is_error:
-                    answer.read()
-                    raise error_of(answer)
-                for chunk in answer.iter_bytes():
-                    out.write(chunk)
-                    on_bytes(len(chunk))
-        except httpx.TransportError as error:
-            raise LLMOSError(f"the download of {ref} was cut off: {error}; ask again") from error
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        part.replace(file)
-
-    def _lines(self, path: str) -> Iterator[Json]:
-        cursor = ""
-        while True:
-            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+        call = calls.download(ref)
+        with whole_file(file) as out:
             try:
-                with self._http.stream("GET", path, headers=headers, timeout=httpx.Timeout(60, connect=5)) as answer:
+                with self._http.stream(call.method, call.path) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise error_of(answer)
+                    for chunk in answer.iter_bytes():
+                        out.write(chunk)
+                        on_bytes(len(chunk))
+            except httpx.TransportError as error:
+                raise self.connection.broken(error) from error
+
+    def _follow(self, job_id: str, call: Call) -> Iterator[Json]:
+        """A stream's end says nothing: a gateway that stops ends its streams too. The one that was opened after the
+        job had ended is the last."""
+        cursor, is_last = "", False
+        while True:
+            headers = {**call.headers, **({"Last-Event-ID": cursor} if cursor else {})}
+            try:
+                with self._http.stream(call.method, call.path, headers=headers) as answer:
                     if answer.is_error:
                         answer.read()
                         raise error_of(answer)
                     for event in server_events(answer.iter_lines()):
                         cursor = event.id or cursor
                         yield event.data
+                if is_last:
                     return
-            except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
-                continue  # the gateway went away in the middle: go on from the cursor, or fail at connecting
+                is_last = self.get_job(job_id)["status"] in ENDED
             except httpx.ConnectError as error:
-                raise self.connection.unreachable from error
+                raise self.connection.broken(error) from error
+            except httpx.TransportError:
+                pass  # the gateway went away in the middle: go on from the cursor, or fail at connecting
+            if not is_last:
+                time.sleep(AGAIN_S)

@@ -9,13 +9,14 @@ from pathlib import Path
 import httpx
 
 from llmos.calls import Json
-from llmos.embedded.layout import Layout
+from llmos.embedded.layout import Layout, default_home
 from llmos.embedded.running import running
-from llmos.errors import NoKey, NotConnected, error_of
+from llmos.errors import LLMOSError, NoKey, NotConnected, error_of
 
-DEFAULT_HOME = Path.home() / ".llmos"
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = httpx.Timeout(60, connect=5)
+AGAIN_S = 0.2
+"""Before a stream that ended is opened again."""
 RETRIES = 5
 """Of the `openai` client: about fifteen seconds, in which a gateway is up again."""
 
@@ -29,30 +30,58 @@ class Connection:
 
     @classmethod
     def find(cls, url: str | None = None, key: str | None = None, home: Path | None = None) -> Connection:
-        """What is given; else LLMOS_URL and LLMOS_API_KEY; else what the system in `home` says. Raises NoKey."""
-        layout = Layout(home or Path(os.environ.get("LLMOS_HOME") or DEFAULT_HOME))
+        """What is given; else LLMOS_URL and LLMOS_API_KEY; else what the system in `home` says.
+
+        Raises NoKey, and LLMOSError for what is no address.
+        """
+        layout = Layout(home or default_home())
         if url is None:
             here = running(layout)
             url = os.environ.get("LLMOS_URL") or (here.url if here else DEFAULT_URL)
-        key = key or os.environ.get("LLMOS_API_KEY")
-        if key is None:
-            if not layout.key_file.exists():
-                raise NoKey(f"no API key ({layout.key_file} is not there): `llmos up` makes one, or set LLMOS_API_KEY")
-            key = layout.key_file.read_text().strip()
-        return cls(url.rstrip("/"), key)
+        key = key or os.environ.get("LLMOS_API_KEY") or _key_in(layout.key_file)
+        if not (key.isascii() and key.isprintable()):
+            raise NoKey("the API key holds characters that are in no key; copy it again")
+        return cls(_checked(url), key)
 
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    @property
-    def unreachable(self) -> NotConnected:
-        return NotConnected(f"nothing answers at {self.url}; is it up? `llmos up` starts it, `llmos status` tells")
+    def broken(self, error: httpx.TransportError) -> NotConnected:
+        """What a person is told of a call that got no answer."""
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return NotConnected(f"nothing answers at {self.url}; is it up? `llmos up` starts it")
+        if isinstance(error, httpx.TimeoutException):
+            return NotConnected(f"{self.url} did not answer in time; try again")
+        return NotConnected(f"the connection to {self.url} broke off ({error}); try again")
 
 
 def result_of(answer: httpx.Response) -> Json:
     """The JSON of an answer. Raises APIError."""
     if answer.is_error:
         raise error_of(answer)
-    result: Json = answer.json() if answer.content else {}
+    try:
+        result: Json = answer.json() if answer.content else {}
+    except ValueError as error:
+        raise LLMOSError(f"what answers at {answer.url} is no LLM OS gateway: its answer is not JSON") from error
     return result
+
+
+def _key_in(file: Path) -> str:
+    try:
+        key = file.read_text().strip()
+    except FileNotFoundError:
+        key = ""
+    if not key:
+        raise NoKey(f"no API key ({file} is not there or empty): `llmos up` makes one, or set LLMOS_API_KEY")
+    return key
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise LLMOSError(f"{url!r} is no address of a gateway: write it like {DEFAULT_URL}")
+    return url.rstrip("/")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 
 from llmos.cli.app import app
+from llmos.cli.openai_errors import sentence_of
 from llmos.cli.output import exit_code, say_error
-from llmos.embedded.supervisor import UpError
+from llmos.embedded.errors import UpError
 from llmos.errors import LLMOSError
 from shared.settings import SettingsError
 
@@ -25,16 +26,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        status = openai_status(error)
-        if status is None:
+        found = sentence_of(error)
+        if found is None:
             raise
-        say_error(str(error))
-        sys.exit({404: 3, 409: 5, 0: 4}.get(status, 1))
-
-
-def openai_status(error: Exception) -> int | None:
-    """The HTTP status of an `openai` error, 0 where nothing answered, None for any other exception."""
-    openai = sys.modules.get("openai")
-    if openai is None or not isinstance(error, openai.OpenAIError):
-        return None
-    return int(getattr(error, "status_code", 0))
+        sentence, code = found
+        say_error(sentence)
+        sys.exit(code)

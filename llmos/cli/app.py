@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from llmos.cli import chat, demo, deployments, files, jobs, models, system
-from llmos.cli.session import Session, default_home
+from llmos.cli import chat, demo, deployments, files, jobs, models, power, system
+from llmos.cli.session import Session
+from llmos.embedded.layout import default_home
 
 app = typer.Typer(
     help="LLM OS: train, register, deploy and serve language models on your own machines.",
@@ -25,9 +26,10 @@ def root(
     key: Annotated[str | None, typer.Option(help="API key; by default the one in HOME/key.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of the embedded system (default: ~/.llmos).")] = None,
 ) -> None:
-    context.obj = Session(url, key, (home or default_home()).expanduser().absolute())
+    context.obj = Session(url, key, home.expanduser().absolute() if home else default_home())
 
 
+power.register(app)
 system.register(app)
 demo.register(app)
 app.add_typer(jobs.app, name="jobs")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmos.cli.output import AsJson, console, print_json, say_error
+from llmos.cli.openai_errors import sentence_of
+from llmos.cli.output import AsJson, console, print_json, say, say_error
 from llmos.cli.session import session_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def chat(
                 answer = api.chat.completions.create(model=model, messages=messages, **given)
                 print_json(answer.model_dump())
             else:
-                say(api, model, messages, given)
+                ask(api, model, messages, given)
             return
         _converse(api, model, opening, given)
 
@@ -48,7 +49,7 @@ def _converse(api: openai.OpenAI, model: str, opening: list[dict[str, str]], opt
     import openai  # a second of start-up that other commands do not need
 
     messages = list(opening)
-    console.print(f"[dim]{model} · /new starts afresh, /quit or Ctrl-D ends[/dim]")
+    say(f"{model} · /new starts afresh, /quit or Ctrl-D ends", style="dim")
     while True:
         try:
             text = console.input("[bold]› [/bold]").strip()
@@ -60,14 +61,15 @@ def _converse(api: openai.OpenAI, model: str, opening: list[dict[str, str]], opt
             messages = list(opening)
         elif text:
             try:
-                answer = say(api, model, [*messages, {"role": "user", "content": text}], options)
+                answer = ask(api, model, [*messages, {"role": "user", "content": text}], options)
             except openai.OpenAIError as error:
-                say_error(str(error))
+                found = sentence_of(error)
+                say_error(found[0] if found else str(error))
                 continue
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
 
-def say(api: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]) -> str:
+def ask(api: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]) -> str:
     """Ask and print the answer as it comes; returns it whole."""
     parts: list[str] = []
     stream: openai.Stream[ChatCompletionChunk] = api.chat.completions.create(

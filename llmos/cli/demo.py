@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from typing import Annotated
 
 import typer
 
-from llmos.cli.output import console
+from llmos.cli.output import console, say
+from llmos.cli.power import down, start_detached
 from llmos.cli.session import session_of
-from llmos.cli.system import down, start_detached
 from llmos.embedded.running import running
 
 
@@ -25,13 +26,15 @@ def demo(
     from llmos.demo.play import play, what_next  # the demo's imports would slow every other command
 
     session = session_of(context)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what was started is taken down
     started = session.url is None and running(session.layout) is None
     if started:
         with console.status("starting LLM OS"):
             start_detached(session, "127.0.0.1", _free_port())
     try:
         with session.client() as client:
-            console.print(f"LLM OS at {client.connection.url}", highlight=False)
+            say(f"LLM OS at {client.connection.url}")
             play(client, console, str(session.home) if session.url is None else client.connection.url)
     finally:
         if started and not keep:

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.text import Text
 
 from llmos.calls import Json
-from llmos.cli.output import AsJson, console, say_error, show, table
+from llmos.cli.output import AsJson, coloured, console, say, say_error, show, table
 from llmos.cli.session import session_of
 from llmos.client import LLMOS
+from llmos.errors import LLMOSError
 
 
 def register(app: typer.Typer) -> None:
@@ -23,21 +25,36 @@ def deploy(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS of a registered model.")],
     name: Annotated[str | None, typer.Option(help="The deployment's name (default: the model's).")] = None,
-    replicas: Annotated[int, typer.Option(min=0, help="How many.")] = 1,
+    replicas: Annotated[int | None, typer.Option(min=0, help="How many (default: 1).")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="An adapter to load; repeatable.")] = None,
+    auto_adapters: Annotated[
+        bool | None, typer.Option(help="Load the registered adapters of this model version by itself (default: yes).")
+    ] = None,
+    max_loras: Annotated[int | None, typer.Option(min=0, help="Room for so many adapters (default: 4).")] = None,
+    device: Annotated[int | None, typer.Option("--devices", min=0, help="Accelerators per replica.")] = None,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option("--engine-arg", "-e", metavar="NAME=VALUE", help="For vLLM: `-e max_model_len=2048`."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it answers.")] = True,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait (default: no limit).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model: afterwards the OpenAI API answers for it. Again with the same name changes it."""
     arguments = dict(_pair(text) for text in engine_arg or [])
     with session_of(context).client() as client:
-        made = client.deploy(model, name=name, replicas=replicas, adapters=adapter, engine_args=arguments or None)
+        made = client.deploy(
+            model,
+            name=name,
+            replicas=replicas,
+            adapters=adapter,
+            auto_adapters=auto_adapters,
+            max_loras=max_loras,
+            engine_args=arguments or None,
+            resources=None if device is None else {"devices": device},
+        )
         if wait:
-            made = wait_ready(client, made["name"], quiet=as_json)
+            made = wait_ready(client, made["name"], quiet=as_json, timeout_s=timeout)
     show(made, as_json, lambda: describe(made))
     if wait and made["status"] == "failed":
         raise typer.Exit(1)
@@ -63,17 +80,20 @@ def undeploy(
     """Stop serving. Running answers are finished; the model stays registered."""
     with session_of(context).client() as client:
         result = client.undeploy(name)
-    show(result, as_json, lambda: console.print(f"{name} is being taken down"))
+    show(result, as_json, lambda: say(f"{name} is being taken down"))
 
 
-def wait_ready(client: LLMOS, name: str, quiet: bool = False) -> Json:
-    """The deployment once all its replicas are ready, or it has failed."""
+def wait_ready(client: LLMOS, name: str, quiet: bool = False, timeout_s: float | None = None) -> Json:
+    """The deployment once all its replicas are ready, or it has failed. Raises LLMOSError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
     with console.status(name) if not quiet else _Silent() as line:
         while True:
             state = client.get_deployment(name)
             if state["status"] in ("ready", "failed", "stopped"):
                 return state
-            line.update(f"{name}: {_stage(state)}")
+            if time.monotonic() > deadline:
+                raise LLMOSError(f"{name} is not ready after {timeout_s:g} s: {_stage(state)}")
+            line.update(Text(f"{name}: {_stage(state)}"))
             time.sleep(0.2)
 
 
@@ -83,21 +103,22 @@ class _Silent:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def update(self, _: str) -> None: ...
+    def update(self, _: Text) -> None: ...
 
 
 def _stage(state: Json) -> str:
     stages = []
     for replica in state["replica_statuses"]:
         percent = f" {replica['percent']:.0f}%" if replica.get("percent") is not None else ""
-        stages.append(f"{replica['state']}{percent}")
-    return ", ".join(stages) or state.get("problem") or state["status"]
+        reason = f" ({replica['reason']})" if replica["reason"] else ""
+        stages.append(f"{replica['state']}{percent}{reason}")
+    return ", ".join(stages) or state["problem"] or str(state["status"])
 
 
 def describe(state: Json) -> None:
     """A deployment for people."""
-    console.print(f"[bold]{state['name']}[/bold] serves {state['model']}: {state['status']}", highlight=False)
-    if state.get("problem"):
+    say(Text(state["name"], "bold"), "serves", f"{state['model']}:", coloured(state["status"]))
+    if state["problem"]:
         say_error(state["problem"])
     rows = [
         (item["replica_id"], item["node"], item["state"], ", ".join(item["adapters"]), item["reason"])

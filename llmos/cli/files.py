@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import wrap_file
 
-from llmos.cli.output import AsJson, ago, console, show, size, table
+from llmos.cli.output import AsJson, ago, console, say, show, size, table
 from llmos.cli.session import session_of
+from llmos.cli.transfer import transfer_bar
+from llmos.files import whole_file
+
+if TYPE_CHECKING:
+    import openai
 
 app = typer.Typer(help="Uploaded files: the data of training jobs.", no_args_is_help=True)
 
@@ -24,22 +30,26 @@ def upload(
     as_json: AsJson = False,
 ) -> None:
     """Upload a file; its id is what jobs take."""
+    with session_of(context).client() as client, client.openai() as api:
+        file = upload_file(api, path, purpose, quiet=as_json)
+    show(file, as_json, lambda: say(f"{file['id']}  {file['filename']}  {size(file['bytes'])}"))
+
+
+def upload_file(api: openai.OpenAI, path: Path, purpose: str = "fine-tune", quiet: bool = False) -> dict[str, Any]:
+    """Upload with a progress bar; the file's object."""
     total = path.stat().st_size
     with (
-        session_of(context).client() as client,
-        client.openai() as openai,
         path.open("rb") as raw,
-        wrap_file(raw, total, description=path.name, console=console, disable=as_json, transient=True) as stream,
+        wrap_file(raw, total, description=escape(path.name), console=console, disable=quiet, transient=True) as stream,
     ):
-        file = openai.files.create(file=(path.name, stream), purpose=purpose).model_dump()  # type: ignore[arg-type]
-    show(file, as_json, lambda: console.print(f"{file['id']}  {file['filename']}  {size(file['bytes'])}"))
+        return api.files.create(file=(path.name, stream), purpose=purpose).model_dump()  # type: ignore[arg-type]
 
 
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """The files, newest first."""
     with session_of(context).client() as client, client.openai() as openai:
-        items = [file.model_dump() for file in openai.files.list(limit=100).data]
+        items = [file.model_dump() for file in openai.files.list(limit=1000)]  # further pages come by themselves
     rows = [(f["id"], f["filename"], size(f["bytes"]), f["purpose"], f["status"], ago(f["created_at"])) for f in items]
     columns = ("FILE", "NAME", "SIZE", "PURPOSE", "STATUS", "UPLOADED")
     show(items, as_json, lambda: table(columns, rows, "no files: `llmos files upload PATH`"))
@@ -53,7 +63,7 @@ def get(context: typer.Context, file_id: FileId, as_json: AsJson = False) -> Non
     show(
         file,
         as_json,
-        lambda: console.print(f"{file['id']}  {file['filename']}  {size(file['bytes'])}  {file['status']}"),
+        lambda: say(f"{file['id']}  {file['filename']}  {size(file['bytes'])}  {file['status']}"),
     )
 
 
@@ -64,12 +74,21 @@ def download(
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write it (default: its own name).")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Get a file's content back."""
-    with session_of(context).client() as client, client.openai() as openai:
-        path = to or Path(Path(openai.files.retrieve(file_id).filename).name)
-        openai.files.content(file_id).write_to_file(path)
-    console.print(f"{path} ({size(path.stat().st_size)})", highlight=False)
+    with session_of(context).client() as client, client.openai() as api:
+        facts = api.files.retrieve(file_id)
+        path = to or Path(Path(facts.filename).name)
+        with (
+            whole_file(path) as out,
+            transfer_bar(facts.filename, facts.bytes, quiet=as_json) as advance,
+            api.files.with_streaming_response.content(file_id) as content,
+        ):
+            for chunk in content.iter_bytes():
+                out.write(chunk)
+                advance(len(chunk))
+    show({"path": str(path), "size_bytes": facts.bytes}, as_json, lambda: say(f"{path} ({size(facts.bytes)})"))
 
 
 @app.command()
@@ -77,4 +96,4 @@ def delete(context: typer.Context, file_id: FileId, as_json: AsJson = False) -> 
     """Delete a file."""
     with session_of(context).client() as client, client.openai() as openai:
         result = openai.files.delete(file_id).model_dump()
-    show(result, as_json, lambda: console.print(f"{file_id} is gone"))
+    show(result, as_json, lambda: say(f"{file_id} is gone"))

@@ -7,11 +7,15 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.text import Text
 
 from llmos.calls import Json
-from llmos.cli.output import AsJson, ago, coloured, console, print_json, say_error, show, table
+from llmos.cli.files import upload_file
+from llmos.cli.output import AsJson, ago, coloured, print_json, say, say_error, show, table
+from llmos.cli.paging import all_pages
 from llmos.cli.session import session_of
 from llmos.cli.watching import watch_job
+from llmos.client import LLMOS
 
 app = typer.Typer(help="Jobs: training, imports, probes.", no_args_is_help=True)
 
@@ -35,18 +39,29 @@ def submit(
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher starts first, -100 to 100.")] = None,
     params_file: Annotated[Path | None, typer.Option(help="Parameters as a JSON object in a file.")] = None,
+    resource: Annotated[
+        list[str] | None, typer.Option("--resource", "-r", metavar="NAME=NUMBER", help="`-r devices=1 -r nodes=2`")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="To find it by.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job. Values are JSON where they parse as JSON, else text: `-p epochs=3 -p base_model=my/model`."""
     params = {**_from_file(params_file), **_pairs(param)}
     with session_of(context).client() as client:
-        inputs = {key: _uploaded(client.openai, value) for key, value in _texts(input).items()}
+        inputs = {key: _uploaded(client, value, as_json) for key, value in _texts(input).items()}
         job = client.submit_job(
-            type, name=name, inputs=inputs or None, params=params or None, output=output, priority=priority
+            type,
+            name=name,
+            inputs=inputs or None,
+            params=params or None,
+            resources=_pairs(resource) or None,
+            output=output,
+            priority=priority,
+            labels=_texts(label) or None,
         )
         if not watch:
-            show(job, as_json, lambda: console.print(f"{job['id']} {coloured(job['status'])}", highlight=False))
+            show(job, as_json, lambda: say(job["id"], coloured(job["status"])))
             return
         _end(watch_job(client, job["id"], quiet=as_json), as_json)
 
@@ -66,14 +81,12 @@ def list_(
 
     def person() -> None:
         rows = [
-            (job["id"], job["type"], job["name"], coloured(job["status"]), _percent(job), ago(job["created_at"]))
+            (job["id"], job["type"], job["name"], coloured(job["status"]), ago(job["created_at"]), job["reason"])
             for job in page["data"]
         ]
-        table(
-            ("JOB", "TYPE", "NAME", "STATUS", "DONE", "CREATED"), rows, "no jobs: `llmos jobs submit probe` makes one"
-        )
-        if page.get("has_more"):
-            console.print(f"[dim]more: --after {page['data'][-1]['id']}[/dim]")
+        table(("JOB", "TYPE", "NAME", "STATUS", "CREATED", ""), rows, "no jobs: `llmos jobs submit probe` makes one")
+        if page["has_more"]:
+            say(f"more: --after {page['data'][-1]['id']}", style="dim")
 
     show(page, as_json, person)
 
@@ -102,18 +115,9 @@ def logs(
 ) -> None:
     """What the job printed."""
     with session_of(context).client() as client:
-        if follow:
-            for entry in client.follow_logs(job_id):
-                _print_lines(entry, as_json)
-            return
-        after: str | None = None
-        while True:
-            page = client.job_logs(job_id, after=after, limit=100)
-            for entry in page["data"]:
-                _print_lines(entry, as_json)
-            if not page["has_more"]:
-                return
-            after = page["data"][-1]["id"]
+        pages = all_pages(lambda after: client.job_logs(job_id, after=after, limit=100))
+        for entry in client.follow_logs(job_id) if follow else pages:
+            _print_lines(entry, as_json)
 
 
 @app.command()
@@ -142,30 +146,30 @@ def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
 
 def describe(job: Json) -> None:
     """All that a person wants of a job."""
-    console.print(f"[bold]{job['id']}[/bold]  {job['type']}  {coloured(job['status'])}  {job.get('reason') or ''}")
-    if job.get("queue_position"):
-        console.print(f"place in the queue: {job['queue_position']}")
+    say(Text(job["id"], "bold"), job["type"], coloured(job["status"]), job["reason"])
+    if job["queue_position"]:
+        say(f"place in the queue: {job['queue_position']}")
     if percent := _percent(job):
-        console.print(f"done: {percent}")
-    if metrics := job.get("metrics"):
-        console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), highlight=False)
-    for output in job.get("outputs") or []:
-        console.print(f"published [bold]{output['ref']}[/bold] ({output['kind']})")
-    if failure := job.get("failure"):
+        say(f"done: {percent}")
+    if metrics := job["metrics"]:
+        say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    for output in job["outputs"]:
+        say("published", Text(output["ref"], "bold"), f"({output['kind']})")
+    if failure := job["failure"]:
         say_error(failure["message"])
-        if failure.get("hint"):
-            console.print(f"[yellow]try:[/yellow] {failure['hint']}", highlight=False)
-        for line in failure.get("log_tail") or []:
-            console.print(f"[dim]{line}[/dim]", highlight=False, markup=False)
-    for attempt in job.get("attempts") or []:
+        if failure["hint"]:
+            say(Text("try:", "yellow"), failure["hint"])
+        for line in failure["log_tail"]:
+            say(line, style="dim")
+    for attempt in job["attempts"]:
         places = ", ".join(attempt["nodes"])
-        console.print(f"[dim]attempt {attempt['attempt']} on {places}: {attempt.get('outcome') or 'under way'}[/dim]")
+        say(f"attempt {attempt['attempt']} on {places}: {attempt['outcome'] or 'under way'}", style="dim")
 
 
 def _act(context: typer.Context, action: str, job_id: str, as_json: bool) -> None:
     with session_of(context).client() as client:
         job = getattr(client, action)(job_id)
-    show(job, as_json, lambda: console.print(f"{job['id']} {coloured(job['status'])}", highlight=False))
+    show(job, as_json, lambda: say(job["id"], coloured(job["status"])))
 
 
 def _end(job: Json, as_json: bool) -> None:
@@ -183,8 +187,8 @@ def _print_lines(entry: Json, as_json: bool) -> None:
 
 
 def _percent(job: Json) -> str:
-    progress = job.get("progress") or {}
-    return f"{progress['percent']:.0f}%" if progress.get("percent") is not None else ""
+    progress = job["progress"]
+    return f"{progress['percent']:.0f}%" if progress and progress["percent"] is not None else ""
 
 
 def _texts(pairs: list[str] | None) -> dict[str, str]:
@@ -220,10 +224,10 @@ def _from_file(file: Path | None) -> dict[str, Any]:
     return value
 
 
-def _uploaded(openai_client: Any, value: str) -> str:
+def _uploaded(client: LLMOS, value: str, quiet: bool) -> str:
     """A local file is uploaded first; anything else is a ref already."""
     path = Path(value)
     if not path.is_file():
         return value
-    with path.open("rb") as stream, openai_client() as client:
-        return str(client.files.create(file=(path.name, stream), purpose="fine-tune").id)
+    with client.openai() as api:
+        return str(upload_file(api, path, quiet=quiet)["id"])

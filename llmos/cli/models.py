@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+from rich.text import Text
 
 from llmos.cli.jobs import _end
-from llmos.cli.output import AsJson, ago, coloured, console, show, size, table
+from llmos.cli.output import AsJson, ago, say, show, size, table
+from llmos.cli.paging import all_pages
 from llmos.cli.session import session_of
+from llmos.cli.transfer import transfer_bar
 from llmos.cli.watching import watch_job
 
 app = typer.Typer(help="Models, adapters and everything else in the registry.", no_args_is_help=True)
@@ -26,9 +28,8 @@ def list_(
 ) -> None:
     """The artifacts; by default models and adapters."""
     with session_of(context).client() as client:
-        page = client.list_artifacts(kind=kind, limit=100)
-    if kind is None:
-        page["data"] = [item for item in page["data"] if item["kind"] in ("model", "adapter")]
+        kinds = (kind,) if kind else ("model", "adapter")
+        items = list(all_pages(lambda after: client.list_artifacts(kind=kinds, after=after, limit=100)))
 
     def person() -> None:
         rows = [
@@ -40,11 +41,11 @@ def list_(
                 _aliases(item),
                 ago(item["created_at"]),
             )
-            for item in page["data"]
+            for item in items
         ]
         table(("NAME", "KIND", "LATEST", "SIZE", "ALIASES", "CREATED"), rows, "none yet: `llmos models import PATH`")
 
-    show(page, as_json, person)
+    show({"object": "list", "data": items, "has_more": False}, as_json, person)
 
 
 @app.command()
@@ -54,11 +55,11 @@ def get(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
         item = client.get_artifact(ref if "@" in ref else f"{ref}@latest")
 
     def person() -> None:
-        console.print(f"[bold]{item['name']}@{item['version']}[/bold]  {item['kind']}  {size(item['size_bytes'])}")
-        if item.get("parents"):
-            console.print(f"made from {', '.join(item['parents'])}", highlight=False)
-        for name, value in (item.get("metadata") or {}).items():
-            console.print(f"  {name}: {value}", highlight=False, markup=False)
+        say(Text(f"{item['name']}@{item['version']}", "bold"), item["kind"], size(item["size_bytes"]))
+        if item["parents"]:
+            say(f"made from {', '.join(item['parents'])}")
+        for name, value in item["metadata"].items():
+            say(f"  {name}: {value}")
         rows = [(file["path"], size(file["size_bytes"]), file["sha256"][:12]) for file in item["files"]]
         table(("FILE", "SIZE", "SHA256"), rows, "no files")
 
@@ -70,15 +71,16 @@ def download(
     context: typer.Context,
     ref: Ref,
     to: Annotated[Path | None, typer.Option("--output", "-o", help="The .tar to write (default: REF.tar).")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """A version as one .tar."""
     file = to or Path(f"{ref.replace('@', '-')}.tar")
     with session_of(context).client() as client:
         total = client.get_artifact(ref)["size_bytes"]
-        with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
-            task = bar.add_task(ref, total=total)
-            client.download(ref, file, lambda count: bar.advance(task, count))
-    console.print(f"{file} ({size(file.stat().st_size)})", highlight=False)
+        with transfer_bar(ref, total, quiet=as_json) as advance:
+            client.download(ref, file, advance)
+    bytes_ = file.stat().st_size
+    show({"path": str(file), "size_bytes": bytes_}, as_json, lambda: say(f"{file} ({size(bytes_)})"))
 
 
 @app.command()
@@ -95,7 +97,7 @@ def alias(
         raise typer.BadParameter(f"{ref!r} names no version: write {name}@3, say", param_hint="NAME@VERSION")
     with session_of(context).client() as client:
         item = client.delete_alias(name, alias) if remove else client.set_alias(name, alias, int(version))
-    show(item, as_json, lambda: console.print(f"{name}@{alias} is {'gone' if remove else 'version ' + version}"))
+    show(item, as_json, lambda: say(f"{name}@{alias} is {'gone' if remove else 'version ' + version}"))
 
 
 @app.command()
@@ -110,7 +112,7 @@ def delete(
         typer.confirm(f"Delete {ref}{'' if '@' in ref else ' and all its versions'}?", abort=True)
     with session_of(context).client() as client:
         result = client.delete_artifact(ref)
-    show(result, as_json, lambda: console.print(f"{ref} is gone"))
+    show(result, as_json, lambda: say(f"{ref} is gone"))
 
 
 @app.command("import")
@@ -141,4 +143,4 @@ def default_name(source: str) -> str:
 def _aliases(item: dict[str, object]) -> str:
     aliases = item.get("aliases") or {}
     assert isinstance(aliases, dict)
-    return ", ".join(f"{name}→{version}" for name, version in aliases.items() if name != "latest") or coloured("")
+    return ", ".join(f"{name}→{version}" for name, version in aliases.items() if name != "latest")

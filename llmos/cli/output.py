@@ -11,15 +11,23 @@ import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llmos.errors import Conflict, NotConnected, NotFound
+from shared.settings import SettingsError
 
-console = Console()
-errors = Console(stderr=True)
+# No markup: names, reasons and what models say may hold brackets of their own.
+console = Console(markup=False, highlight=False)
+errors = Console(markup=False, highlight=False, stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-EXIT_CODES: tuple[tuple[type[Exception], int], ...] = ((NotFound, 3), (NotConnected, 4), (Conflict, 5))
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (SettingsError, 2),
+    (NotFound, 3),
+    (NotConnected, 4),
+    (Conflict, 5),
+)
 
 
 def exit_code(error: Exception) -> int:
@@ -27,7 +35,12 @@ def exit_code(error: Exception) -> int:
 
 
 def say_error(sentence: str) -> None:
-    errors.print(f"[red]llmos:[/red] {sentence}", highlight=False, soft_wrap=True)
+    errors.print(Text("llmos:", "red"), sentence, soft_wrap=True)
+
+
+def say(*parts: str | Text, style: str | None = None) -> None:
+    """One line for a person, as long as it is: who pipes it into a program gets it whole."""
+    console.print(*parts, style=style, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -48,7 +61,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        grid.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row))
     console.print(grid if grid.row_count else empty)
 
 
@@ -58,13 +71,14 @@ STATUS_COLOURS = {
     "running": "cyan",
     "failed": "red",
     "cancelled": "yellow",
+    "degraded": "yellow",
+    "silent": "red",
     "queued": "dim",
 }
 
 
-def coloured(status: str) -> str:
-    colour = STATUS_COLOURS.get(status, "")
-    return f"[{colour}]{status}[/{colour}]" if colour else status
+def coloured(status: str) -> Text:
+    return Text(status, STATUS_COLOURS.get(status, ""))
 
 
 def size(count: int) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from llmos.client import LLMOS
-from llmos.connection import DEFAULT_HOME
 from llmos.embedded.layout import Layout
 
 
@@ -33,7 +31,3 @@ def session_of(context: typer.Context) -> Session:
     session = context.find_object(Session)
     assert session is not None  # the root callback made it
     return session
-
-
-def default_home() -> Path:
-    return Path(os.environ.get("LLMOS_HOME") or DEFAULT_HOME)

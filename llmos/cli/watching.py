@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from llmos.calls import Json
+from llmos.calls import ENDED, Json
 from llmos.cli.output import console, duration
 from llmos.client import LLMOS
 
@@ -18,14 +19,14 @@ def watch_job(client: LLMOS, job_id: str, quiet: bool = False, title: str = "") 
     """Show the job's progress until it ends; returns it as it ended."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(title or job_id, total=100, figures="")
+        task = bar.add_task(escape(title) or job_id, total=100, figures="")
         while True:
             job = client.get_job(job_id)
-            if job["status"] in ("succeeded", "failed", "cancelled"):
+            if job["status"] in ENDED:
                 return job
             progress = job["progress"] or {}
-            name = f"{title or job['type'] + ' ' + job_id} [dim]{job['status']}[/dim]"
-            bar.update(task, description=name, completed=progress.get("percent") or 0, figures=_figures(job))
+            name = f"{escape(title) or job['type'] + ' ' + job_id} [dim]{job['status']}[/dim]"
+            bar.update(task, description=name, completed=progress.get("percent") or 0, figures=escape(_figures(job)))
             time.sleep(LOOK_EVERY_S)
 
 

@@ -45,8 +45,8 @@ def finetune(stage: Stage, fallback: str) -> None:
     stage.act("Act 2 · Fine-tune a chat model on this project's questions and answers")
     base = _base_model(stage, fallback)
     stage.serve(base, CHAT, max_loras=2, engine_args={"max_model_len": 1024})
-    stage.say(f"\nWhat it says before: [bold]{FIRST_QUESTION}[/bold]")
-    stage.say(f"[dim]{ask(stage, CHAT, FIRST_QUESTION).text.strip()}[/dim]\n")
+    stage.say(f"\nWhat it says before: {FIRST_QUESTION}", "bold")
+    stage.say(f"{ask(stage, CHAT, FIRST_QUESTION).text.strip()}\n", "dim")
 
     entries = read_faq()
     job = stage.openai.fine_tuning.jobs.create(
@@ -112,6 +112,8 @@ def _await_adapter(stage: Stage, adapter: str, timeout_s: float = 60) -> None:
         replicas = stage.client.get_deployment(CHAT)["replica_statuses"]
         if replicas and all(adapter in replica["adapters"] for replica in replicas):
             break
+        for reason in filter(None, [replica["failed_adapters"].get(adapter) for replica in replicas]):
+            raise LLMOSError(f"{adapter} cannot be loaded: {reason}")
         if time.monotonic() - begun > timeout_s:
             raise LLMOSError(f"{adapter} was not loaded within {timeout_s:.0f} s; `llmos status` tells more")
         time.sleep(0.02)

@@ -6,6 +6,7 @@ import time
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llmos.client import LLMOS
 from llmos.demo.finetuning import CHAT, finetune
@@ -32,7 +33,7 @@ def play(client: LLMOS, console: Console, where: str) -> None:
 
 def what_next(console: Console, kept: bool) -> None:
     """What a person may want to type now."""
-    console.print("\n[bold]Try next[/bold]" + ("" if kept else " (after `llmos up`)"))
+    console.print("\nTry next" + ("" if kept else " (after `llmos up`)"), style="bold")
     for command, meaning in (
         ("llmos status", "what runs"),
         (f'llmos chat {CHAT} "What is LLM OS?"', "the base model"),
@@ -40,4 +41,4 @@ def what_next(console: Console, kept: bool) -> None:
         ("llmos jobs list", "what was trained"),
         ("llmos --help", "everything else"),
     ):
-        console.print(f"  {command:<42} [dim]{meaning}[/dim]", highlight=False)
+        console.print(f"  {command:<42}", Text(meaning, "dim"))

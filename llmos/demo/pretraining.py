@@ -43,10 +43,10 @@ def pretrain(stage: Stage) -> str:
 
 def complete(stage: Stage, model: str) -> None:
     """Stream the continuation of a sentence."""
-    stage.console.print(f"[bold]{PROMPT}[/bold]", end="", highlight=False)
+    stage.console.print(PROMPT, end="", style="bold")
     stream = stage.openai.completions.create(
         model=model, prompt=PROMPT, max_tokens=40, temperature=0.7, seed=0, stream=True
     )
     for chunk in stream:
-        stage.console.print(chunk.choices[0].text, end="", markup=False, highlight=False)
+        stage.console.print(chunk.choices[0].text, end="")
     stage.console.print()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.rule import Rule
+from rich.text import Text
 
 from llmos.calls import Json
 from llmos.cli.deployments import wait_ready
@@ -19,6 +20,9 @@ from llmos.errors import LLMOSError
 
 if TYPE_CHECKING:
     import openai
+
+
+READY_S = 600
 
 
 @dataclass
@@ -33,10 +37,10 @@ class Stage:
 
     def act(self, title: str) -> None:
         self.console.print()
-        self.console.print(Rule(f"[bold]{title}[/bold]", align="left"))
+        self.console.print(Rule(Text(title, "bold"), align="left"))
 
-    def say(self, sentence: str) -> None:
-        self.console.print(sentence, highlight=False)
+    def say(self, sentence: str, style: str | None = None) -> None:
+        self.console.print(sentence, style=style)
 
     def note(self, name: str, value: str) -> None:
         self.facts.append((name, value))
@@ -45,7 +49,7 @@ class Stage:
     def timed(self, what: str) -> Iterator[None]:
         begun = time.monotonic()
         yield
-        self.say(f"[dim]{what}: {time.monotonic() - begun:.0f} s[/dim]")
+        self.say(f"{what}: {time.monotonic() - begun:.0f} s", "dim")
 
     def upload(self, name: str, data: bytes) -> str:
         """The id of a new file with these bytes."""
@@ -56,18 +60,18 @@ class Stage:
         with self.timed(title):
             job = watch_job(self.client, job_id, title=title)
         if job["status"] != "succeeded":
-            failure = job.get("failure") or {}
-            raise LLMOSError(f"{title}: {job['status']}: {failure.get('message', job.get('reason', ''))}")
+            why = job["failure"]["message"] if job["failure"] else job["reason"]
+            raise LLMOSError(f"{title}: {job['status']}: {why}")
         return job
 
     def serve(self, ref: str, name: str, **options: object) -> None:
         """Deploy and wait until it answers. Raises LLMOSError when it fails."""
         with self.timed(f"{name} is ready"):
             self.client.deploy(ref, name=name, **options)  # type: ignore[arg-type]
-            state = wait_ready(self.client, name)
+            state = wait_ready(self.client, name, timeout_s=READY_S)
         if state["status"] != "ready":
             reasons = [item["reason"] for item in state["replica_statuses"] if item["reason"]]
-            raise LLMOSError(f"{name} cannot be served: {'; '.join(reasons) or state.get('problem')}")
+            raise LLMOSError(f"{name} cannot be served: {'; '.join(reasons) or state['problem']}")
 
 
 def ref_of(job: Json) -> str:

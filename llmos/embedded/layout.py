@@ -8,8 +8,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_HOME = Path.home() / ".llmos"
+
 # The kernel's limit for the path of a unix socket is 108 bytes with the closing zero.
 SOCKET_PATH_LIMIT = 100
+
+
+def default_home() -> Path:
+    """Where the system of this user lies: LLMOS_HOME, or ~/.llmos."""
+    return Path(os.environ.get("LLMOS_HOME") or DEFAULT_HOME).expanduser().absolute()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -12,11 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import psutil
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+from shared.processes import birth_of, die_with_parent, kill_group
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
@@ -67,7 +64,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C on the terminal is for the supervisor, which stops them in order
-                preexec_fn=lambda: _die_with(supervisor),
+                preexec_fn=lambda: die_with_parent(supervisor, signal.SIGTERM),
             )
         self._started_at = time.monotonic()
         self._start_at = None
@@ -84,6 +81,7 @@ class Child:
         if now < self._start_at:
             return False
         self.restarts += 1
+        self._start_at = None
         self.start()
         return True
 
@@ -97,7 +95,7 @@ class Child:
                 self.process.wait(grace_s)
             except subprocess.TimeoutExpired:
                 pass
-        _kill_group(self.process.pid)
+        kill_group(self.process.pid)
         self.process.wait()
 
     def last_lines(self, count: int = 5) -> list[str]:
@@ -109,24 +107,10 @@ class Child:
             return log.read().decode(errors="replace").splitlines()[-count:]
 
 
-def _die_with(supervisor: int) -> None:
-    """Runs in the child before its program: get SIGTERM when the supervisor dies, however it dies."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != supervisor:
-        os._exit(1)
-
-
-def _kill_group(pgid: int) -> None:
-    try:
-        os.killpg(pgid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
 def record(file: Path, children: Sequence[Child]) -> None:
-    """Write down who runs, with start times: a pid alone may come to mean another process."""
+    """Write down who runs, each with its birth: a pid alone may come to mean another process."""
     entries = [
-        {"name": child.program.name, "pid": child.pid, "started": _started(child.pid)}
+        {"name": child.program.name, "pid": child.pid, "birth": birth_of(child.pid)}
         for child in children
         if child.running and child.pid is not None
     ]
@@ -137,27 +121,29 @@ def record(file: Path, children: Sequence[Child]) -> None:
 
 def end_leftovers(file: Path, grace_s: float = 10.0) -> list[str]:
     """End the children of a supervisor that was killed. Returns the names of those that were still there."""
-    if not file.exists():
-        return []
-    left = [entry for entry in json.loads(file.read_text()) if _started(entry["pid"]) == entry["started"]]
+    left = [entry for entry in _recorded(file) if _lives(entry)]
     for entry in left:
         try:
             os.kill(entry["pid"], signal.SIGTERM)
         except ProcessLookupError:
             continue
     deadline = time.monotonic() + grace_s
-    while any(_started(entry["pid"]) == entry["started"] for entry in left) and time.monotonic() < deadline:
+    while any(map(_lives, left)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for entry in left:
-        if _started(entry["pid"]) == entry["started"]:
-            _kill_group(entry["pid"])
+    for entry in filter(_lives, left):
+        kill_group(entry["pid"])
     file.unlink(missing_ok=True)
     return [entry["name"] for entry in left]
 
 
-def _started(pid: int) -> float | None:
+def _recorded(file: Path) -> list[dict[str, Any]]:
     try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
-        return None
+        entries: list[dict[str, Any]] = json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return []  # nothing ran, or the power failed while it was written, and then nothing runs now
+    return entries
+
+
+def _lives(entry: dict[str, Any]) -> bool:
+    birth: str = entry["birth"]
+    return birth_of(entry["pid"]) == birth

@@ -25,6 +25,13 @@ def running(layout: Layout) -> Running | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = lock.read()
-            return Running(**json.loads(text)) if text else None
+            return _said(lock.read())
     return None
+
+
+def _said(text: str) -> Running | None:
+    try:
+        said = json.loads(text)
+        return Running(int(said["pid"]), str(said["url"]))
+    except (ValueError, KeyError, TypeError):
+        return None  # it has just taken the lock, or is just letting go of it

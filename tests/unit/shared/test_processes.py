@@ -42,7 +42,9 @@ import os, signal, subprocess, sys
 from shared.processes import die_with_parent
 me = os.getpid()
 child = subprocess.Popen(
-    [sys.executable, "-c", "import signal; signal.pause()"], preexec_fn=lambda: die_with_parent(me), start_new_session=True
+    [sys.executable, "-c", "import signal; signal.pause()"],
+    preexec_fn=lambda: die_with_parent(me),
+    start_new_session=True,
 )
 print(child.pid, flush=True)
 signal.pause()

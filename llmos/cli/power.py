@@ -1,0 +1,177 @@
+"""`llmos up` and `llmos down`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from llmos.cli.output import AsJson, coloured, console, errors, say, show
+from llmos.cli.session import Session, session_of
+from llmos.embedded.address import not_ready
+from llmos.embedded.errors import UpError
+from llmos.embedded.running import Running, running
+from llmos.embedded.supervisor import Supervisor, already_up, unusable
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (up, down):
+        app.command()(command)
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
+
+
+def up(
+    context: typer.Context,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start LLM OS on this machine. Ctrl-C stops it; all jobs and models stay."""
+    session = session_of(context)
+    key_file = session.layout.key_file
+    if detach:
+        here = start_detached(session, host, port)
+        value = {"url": here.url, "pid": here.pid, "home": str(session.home), "key_file": str(key_file)}
+        show(value, as_json, lambda: say(f"LLM OS is up at {here.url}; its key is in {key_file}"))
+        return
+    supervisor = Supervisor(session.layout, host, port)
+    stopping = threading.Event()
+    try:
+        with interruptible(stopping):
+            supervisor.start(_step)
+        value = {"url": supervisor.url, "pid": os.getpid(), "home": str(session.home), "key_file": str(key_file)}
+        show(
+            value, as_json, lambda: say(f"LLM OS is up at {supervisor.url}; its key is in {key_file}; Ctrl-C stops it")
+        )
+        _tend(supervisor, stopping, table=console.is_terminal and not as_json)
+    except Interrupted:
+        raise typer.Exit(130) from None
+    finally:
+        # A second Ctrl-C must not leave half of them behind.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        supervisor.stop(lambda name: _step(f"stopping {name}"))
+
+
+class Interrupted(BaseException):
+    """A signal came before the start was over. No library's `except Exception` may take it for its own."""
+
+
+class interruptible:  # noqa: N801 - reads as a context
+    """Within it, a signal to stop raises Interrupted; afterwards it sets the event."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+
+    def __enter__(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._raise)
+
+    def __exit__(self, *_: object) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: self._stopping.set())
+
+    def _raise(self, *_: object) -> None:
+        raise Interrupted
+
+
+def start_detached(session: Session, host: str, port: int, timeout_s: float = 180) -> Running:
+    """Run `llmos up` in a session of its own and return once it serves. Raises UpError, and leaves nothing running."""
+    layout = session.layout
+    if other := running(layout):
+        raise already_up(layout, other)
+    log_file = layout.logs / "llmos.log"
+    command = [sys.executable, "-m", "llmos", "--home", str(layout.home), "up", "--host", host, "--port", str(port)]
+    try:
+        layout.create()
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    except OSError as error:
+        raise unusable(layout, error) from error
+    try:
+        return _await_serving(process, session, log_file, time.monotonic() + timeout_s)
+    except BaseException:  # also Ctrl-C: what nobody waits for any more must not stay
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _await_serving(process: subprocess.Popen[bytes], session: Session, log_file: Path, deadline: float) -> Running:
+    while True:
+        here = running(session.layout)
+        if here and here.pid == process.pid and not_ready(here.url) is None:
+            return here
+        if process.poll() is not None:
+            said = log_file.read_text(errors="replace").rpartition("llmos: ")[2].strip()
+            raise UpError(said or f"`llmos up` ended with exit code {process.returncode}; see {log_file}")
+        if time.monotonic() > deadline:
+            raise UpError(f"not up in time; see {log_file}")
+        time.sleep(0.05)
+
+
+def _tend(supervisor: Supervisor, stopping: threading.Event, table: bool) -> None:
+    if table:
+        with Live(_processes(supervisor), console=console, refresh_per_second=2, transient=True) as live:
+            while not stopping.wait(0.2):
+                supervisor.tend()
+                live.update(_processes(supervisor))
+        return
+    while not stopping.wait(0.2):
+        supervisor.tend(_step)
+
+
+def _processes(supervisor: Supervisor) -> Table:
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("PROCESS", "STATE", "PID", "RESTARTS", "LOG"):
+        grid.add_column(column)
+    for name, child in supervisor.children.items():
+        state = coloured("running") if child.running else coloured("failed")
+        grid.add_row(name, state, str(child.pid or ""), str(child.restarts), str(child.log_file))
+    return grid
+
+
+def _step(sentence: str) -> None:
+    with suppress(OSError):  # the terminal may be gone, and the rest is still to be stopped
+        errors.print(f"· {sentence}", style="dim", soft_wrap=True)
+
+
+def down(
+    context: typer.Context,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an orderly stop.")] = 180,
+    as_json: AsJson = False,
+) -> None:
+    """Stop LLM OS on this machine. Running jobs save a checkpoint and go on at the next `up`."""
+    layout = session_of(context).layout
+    here = running(layout)
+    if here is not None:
+        with console.status("stopping"):
+            _stop(here, session_of(context), timeout)
+    show({"stopped": here is not None}, as_json, lambda: say("stopped" if here else f"nothing runs on {layout.home}"))
+
+
+def _stop(here: Running, session: Session, timeout_s: float) -> None:
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(here.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running(session.layout) == here:
+        if time.monotonic() > deadline:
+            raise UpError(f"pid {here.pid} has not stopped after {timeout_s:.0f} s; see {session.layout.logs}")
+        time.sleep(0.05)

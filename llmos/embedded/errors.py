@@ -1,0 +1,7 @@
+"""What keeps the embedded system from starting or stopping."""
+
+from __future__ import annotations
+
+
+class UpError(Exception):
+    """The system cannot start; the message says why and what to do."""
