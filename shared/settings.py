@@ -97,7 +97,7 @@ def load_settings(**overrides: object) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
-            raise SettingsError(f"{name} is no setting; the ones there are: `llmos config` lists them")
+            raise SettingsError(f"{name} is no setting; `llmos config` lists those that there are")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:

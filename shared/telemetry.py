@@ -18,6 +18,7 @@ def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundL
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _Named(service, settings.node),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -40,9 +41,18 @@ def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundL
     logging.basicConfig(handlers=[handler], level=level, force=True)
     if settings.metrics_port:
         start_http_server(settings.metrics_port)
-    structlog.contextvars.bind_contextvars(service=service, node=settings.node)
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(service)
     return logger
+
+
+class _Named:
+    """Every line says whose it is; context variables would not reach the other threads."""
+
+    def __init__(self, service: str, node: str) -> None:
+        self._names = {"service": service, "node": node}
+
+    def __call__(self, _: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        return {**self._names, **event}
 
 
 def _keep(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import ast
 import sysconfig
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from pydoc_data import topics
 
 
-def stdlib_text() -> str:
-    """About 2 MB of English about Python, the same on every machine with the same Python."""
-    return "\n\n".join([*topics.topics.values(), *_docstrings()])
+def stdlib_text(limit: int = 1_200_000) -> str:
+    """English about Python, up to `limit` characters: the same on every machine with the same Python."""
+    parts, length = [], 0
+    for text in chain(topics.topics.values(), _docstrings()):
+        parts.append(text)
+        length += len(text) + 2
+        if length >= limit:
+            break
+    return "\n\n".join(parts)[:limit]
 
 
 def _docstrings() -> Iterator[str]:

@@ -32,7 +32,7 @@ class WantedDeployment(Body):
     adapters: list[str] = Field(default_factory=list, max_length=256)
     auto_adapters: bool = Field(True, description="Adopt the registered adapters of this model version.")
     max_loras: int = Field(4, ge=0, le=256)
-    max_lora_rank: int = Field(64, ge=1, le=512)
+    max_lora_rank: int = Field(16, ge=1, le=512, description="Largest rank of an adapter; more room is slower.")
     engine: str = Field("vllm", min_length=1, max_length=64)
     engine_args: dict[str, Any] = Field(default_factory=dict, description="Handed to the engine as they are.")
     max_queue: int = Field(256, ge=1, le=2**31 - 1, description="Requests that a replica holds at once.")

@@ -80,7 +80,7 @@ class Liveness:
             self._counted_from_s = self.clock.monotonic()
 
     def tick(self) -> None:
-        """Called at every look at what is due: notices when this process itself stood still, and forgets the dead."""
+        """Called at every look at what is due: notices when this process itself stood still."""
         now_s = self.clock.monotonic()
         if now_s - self._last_tick_s > GAP_S:
             self.restart_count()

@@ -7,8 +7,11 @@ import time
 from dataclasses import dataclass
 
 from shared.bus.port import Record
-from shared.contracts.deployments import ReplicaStatus
+from shared.contracts.deployments import ReplicaState, ReplicaStatus
 from shared.contracts.nodes import NodeHeartbeat
+
+SILENT_AFTER_S = 30.0
+"""A ready replica speaks every two seconds. Nobody takes back the word of one whose machine is gone."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Fleet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._nodes: dict[str, Heard] = {}
-        self._replicas: dict[str, ReplicaStatus] = {}
+        self._replicas: dict[str, tuple[ReplicaStatus, float]] = {}
+        """Each replica's last word, and when it came, by our own clock."""
 
     def on_heartbeat(self, record: Record) -> None:
         with self._lock:
@@ -45,17 +49,22 @@ class Fleet:
                 case None:
                     self._replicas.pop(record.key, None)
                 case ReplicaStatus() as status:
-                    self._replicas[record.key] = status
+                    self._replicas[record.key] = status, time.monotonic()
 
     def nodes(self) -> list[Heard]:
         with self._lock:
             return [self._nodes[key] for key in sorted(self._nodes)]
 
     def replicas(self, tenant: str, deployment: str) -> list[ReplicaStatus]:
+        """As they last said; a ready one that fell silent counts as failed."""
         with self._lock:
-            mine = [
-                status
-                for status in self._replicas.values()
-                if status.tenant == tenant and status.deployment == deployment
-            ]
-        return sorted(mine, key=lambda status: status.replica_id)
+            heard = [self._replicas[key] for key in sorted(self._replicas)]
+        mine = [(one, at_s) for one, at_s in heard if (one.tenant, one.deployment) == (tenant, deployment)]
+        return [_now(one, time.monotonic() - at_s) for one, at_s in mine]
+
+
+def _now(status: ReplicaStatus, silent_s: float) -> ReplicaStatus:
+    if status.state is not ReplicaState.ready or silent_s < SILENT_AFTER_S:
+        return status
+    reason = f"nothing was heard of it for {silent_s:.0f} s"
+    return status.changed(state=ReplicaState.failed, reason=reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -187,7 +187,3 @@ def sweep_deployments(sql: Connection, seen: set[str], since: datetime) -> None:
 
 def _delete(sql: Connection, table: Table, **identity: Any) -> None:
     sql.execute(delete(table).where(*(table.c[name] == value for name, value in identity.items())))
-
-
-def keys_of(records: Iterable[Record]) -> list[str]:
-    return [record.key for record in records]
