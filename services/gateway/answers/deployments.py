@@ -14,6 +14,7 @@ from shared.contracts.deployments import ReplicaState, ReplicaStatus
 def deployment(found: Deployment, replicas: Sequence[ReplicaStatus]) -> dict[str, Any]:
     """What is wanted, what there is, and why they differ."""
     spec = found.spec
+    replicas = its_own(found, replicas)
     ready = sum(status.state is ReplicaState.ready for status in replicas)
     return {
         "id": found.name,
@@ -38,6 +39,13 @@ def deployment(found: Deployment, replicas: Sequence[ReplicaStatus]) -> dict[str
     }
 
 
+def its_own(found: Deployment, replicas: Sequence[ReplicaStatus]) -> list[ReplicaStatus]:
+    """Those that have a seat, and those that still answer without one: the last words of others stay on the topic."""
+    seated = {place.replica_id for place in found.desired.replicas} if found.desired else set()
+    answering = (ReplicaState.ready, ReplicaState.draining)
+    return [status for status in replicas if status.replica_id in seated or status.state in answering]
+
+
 def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
     """`deleting`, `pending` (not scheduled yet), `stopped`, `ready`, `degraded`, `failed` or `starting`."""
     if found.deleting:
@@ -46,7 +54,7 @@ def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
         return "pending"
     if found.spec.replicas == 0:
         return "stopped"
-    states = [status.state for status in replicas]
+    states = [status.state for status in its_own(found, replicas)]
     ready = states.count(ReplicaState.ready)
     if ready:
         return "ready" if ready >= found.spec.replicas else "degraded"
