@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -100,8 +101,8 @@ def main() -> None:
         die(error)
     setup_telemetry(settings, "gateway")
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops in order, and then raises the signal once more for whoever was there before: that is nobody.
-        signal.signal(number, lambda *_: None)
+        # Before uvicorn takes the signals over there is nothing to stop. It stops in order, and raises them once more.
+        signal.signal(number, lambda *_: sys.exit(0))
     uvicorn.run(
         build(settings),
         host=settings.host,

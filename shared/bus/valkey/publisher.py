@@ -121,7 +121,8 @@ class Publisher:
                 self._send(batch)
             except Exception as error:
                 log.exception("a batch of %s messages could not be sent", len(batch))
-                self._settle(batch, BusUnavailable(f"the message could not be sent: {error}"))
+                open_ones = [outgoing for outgoing in batch if not outgoing.future.done()]
+                self._settle(open_ones, BusUnavailable(f"the message could not be sent: {error}"))
 
     def _next_batch(self) -> list[_Outgoing]:
         """What is waiting, up to the bounds of a batch. Empty at the end."""
