@@ -33,7 +33,7 @@ class Comparison:
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        following = self._bus.follow(REGISTRY_STATE, self._saw, self._caught_up.set)
+        following = self._bus.follow(REGISTRY_STATE, self._saw, self._caught_up.set, patience_s=0)
         self._caught_up.wait()
         while not self._stopping.is_set():
             try:

@@ -37,7 +37,7 @@ class Comparison:
         self._lock = threading.Lock()
 
     def follow(self, bus: Bus) -> list[Subscription]:
-        return [bus.follow(topic, self.saw, partial(self._caught_up.add, topic)) for topic in TRUTH]
+        return [bus.follow(topic, self.saw, partial(self._caught_up.add, topic), patience_s=0) for topic in TRUTH]
 
     def saw(self, record: Record) -> None:
         with self._lock:

@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shared.bus.delivery import GroupDelivery, RawRecord, Showing, Worker
-from shared.bus.port import BrokenRecord, BusUnavailable, Handle, IncompatibleBus, Position, Record, Subscription
+from shared.bus.port import (
+    WIPE_PATIENCE_S,
+    BrokenRecord,
+    BusUnavailable,
+    Handle,
+    IncompatibleBus,
+    Position,
+    Record,
+    Subscription,
+)
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 
@@ -135,7 +144,12 @@ class MemoryBus:
         return self._start(f"bus:{topic.name}:{group}", consume)
 
     def follow(
-        self, topic: Topic, on: Callable[[Record], None], caught_up: Callable[[], None] | None = None
+        self,
+        topic: Topic,
+        on: Callable[[Record], None],
+        caught_up: Callable[[], None] | None = None,
+        *,
+        patience_s: float = WIPE_PATIENCE_S,  # nothing wipes this one
     ) -> Subscription:
         if not topic.compacted:
             raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")

@@ -55,6 +55,10 @@ class BrokenRecord:
     """There when only the body is broken."""
 
 
+WIPE_PATIENCE_S = 120.0
+"""Twice as long as the owners of the topics take to notice that one was wiped, and to fill it again."""
+
+
 class BusError(Exception):
     """The bus's errors.
 
@@ -115,12 +119,18 @@ class Bus(Protocol):
         """
 
     def follow(
-        self, topic: Topic, on: Callable[[Record], None], caught_up: Callable[[], None] | None = None
+        self,
+        topic: Topic,
+        on: Callable[[Record], None],
+        caught_up: Callable[[], None] | None = None,
+        *,
+        patience_s: float = WIPE_PATIENCE_S,
     ) -> Subscription:
         """The latest record of every key of a compacted topic, then every change as it comes.
 
         `caught_up` is called once, when everything that was there at the start was shown. A record may come twice;
-        an exception of `on` is logged and the record is shown again after a pause.
+        an exception of `on` is logged and the record is shown again after a pause. Where the topic was wiped, the keys
+        it lost are shown as tombstones unless they come again within `patience_s`: what runs need not stop for that.
         """
 
     def dlq_depth(self, topic: Topic) -> int:

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 import redis
 
 from shared import valkey
-from shared.bus.port import BrokenRecord, BusUnavailable, Handle, IncompatibleBus, Position, Record, Subscription
+from shared.bus.port import (
+    WIPE_PATIENCE_S,
+    BrokenRecord,
+    BusUnavailable,
+    Handle,
+    IncompatibleBus,
+    Position,
+    Record,
+    Subscription,
+)
 from shared.bus.valkey import layout
 from shared.bus.valkey.follower import Follower
 from shared.bus.valkey.group import GroupReader
@@ -55,11 +64,16 @@ class ValkeyBus:
         return self._start(GroupReader(self._url, self._client_id, topic, group, handle, on_broken, max_batch))
 
     def follow(
-        self, topic: Topic, on: Callable[[Record], None], caught_up: Callable[[], None] | None = None
+        self,
+        topic: Topic,
+        on: Callable[[Record], None],
+        caught_up: Callable[[], None] | None = None,
+        *,
+        patience_s: float = WIPE_PATIENCE_S,
     ) -> Subscription:
         if not topic.compacted:
             raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")
-        return self._start(Follower(self._url, self._client_id, topic, on, caught_up))
+        return self._start(Follower(self._url, self._client_id, topic, on, caught_up, patience_s))
 
     def dlq_depth(self, topic: Topic) -> int:
         with _sentence():

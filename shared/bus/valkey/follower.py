@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,18 +42,22 @@ class Follower(Reader):
         topic: Topic,
         on: Callable[[Record], None],
         caught_up: Callable[[], None] | None,
+        patience_s: float,
     ) -> None:
         super().__init__(url, f"{client_id}:{topic.name}", topic)
         self._showing = Showing(topic, on, self.stopping)
         self._caught_up = caught_up
+        self._patience_s = patience_s
+        self._give_up_at: float | None = None
+        """When keys that a wiped table has lost are given up."""
         self._shown: dict[str, Position] = {}
+        """Each key's last record. NEVER: not shown since the table is read anew."""
         self._last_id = b""
         self._seen = 0
         """How many changes the stream had ever had at `_last_id`."""
 
     def read(self, server: redis.Redis) -> None:
-        if not self._last_id or self._missed_some(server):
-            self._read_table(server)
+        self._catch_up(server)
         while not self.stopping.is_set():
             found = server.xread({layout.stream(self.topic): self._last_id}, count=256, block=valkey.BLOCK_MS)
             self.answered()
@@ -62,25 +67,30 @@ class Follower(Reader):
                     return
                 self._last_id = entry_id
                 self._seen += 1
-            if self._missed_some(server):
-                self._read_table(server)
+            self._catch_up(server)
+            self._give_up_lost_keys()
 
-    def _read_table(self, server: redis.Redis) -> None:
-        """Note where the changes are, show the table, go on from there. Keys that are gone are shown as tombstones."""
+    def _catch_up(self, server: redis.Redis) -> None:
+        """Read the table where changes after the last one seen are trimmed, or where it was wiped or restored."""
         changes = self._changes(server)
+        wiped = changes.added < self._seen or parse_id(changes.last_id) < parse_id(self._last_id or b"0-0")
+        if wiped:
+            log.warning("%s was wiped or restored on the bus: it is read anew", self.topic.name)
+        if wiped or not self._last_id or changes.trimmed > self._seen:
+            self._read_table(server, changes, self._patience_s if wiped else 0.0)
+
+    def _read_table(self, server: redis.Redis, changes: _Changes, patience_s: float) -> None:
+        """Show the table as it is now, and go on with the changes from there. What it no longer has is gone."""
         now = now_ms(server)
         self._shown = dict.fromkeys(self._shown, NEVER)  # in a stream that was made anew positions may begin below
-        gone = set(self._shown)
         for key, value in server.hscan_iter(layout.table(self.topic), count=CHUNK):
             if not is_expired(self.topic, parse_id(value.partition(b" ")[0]), now):
-                record = layout.from_table(key, value)
-                gone.discard(record.key)
-                self._show(record)
+                self._show(layout.from_table(key, value))
             if self.stopping.is_set():
                 return
-        for key in gone:
-            self._show(RawRecord(key, layout.to_position(changes.last_id), None))
+        self._give_up_at = time.monotonic() + patience_s
         self._last_id, self._seen = changes.last_id, changes.added
+        self._give_up_lost_keys()
         if self._caught_up is not None and not self.stopping.is_set():
             self._showing.insist("caught_up", self._caught_up)
             self._caught_up = None
@@ -96,11 +106,13 @@ class Follower(Reader):
         else:
             self._shown[record.key] = record.position
 
-    def _missed_some(self, server: redis.Redis) -> bool:
-        """Whether changes after the last one seen are trimmed, or the stream was wiped or restored."""
-        changes = self._changes(server)
-        another = changes.added < self._seen or parse_id(changes.last_id) < parse_id(self._last_id)
-        return another or changes.trimmed > self._seen
+    def _give_up_lost_keys(self) -> None:
+        """Show what the table no longer has as tombstones, once it is time."""
+        if self._give_up_at is None or time.monotonic() < self._give_up_at:
+            return
+        self._give_up_at = None
+        for key in [key for key, shown in self._shown.items() if shown == NEVER]:
+            self._show(RawRecord(key, layout.to_position(self._last_id), None))
 
     def _changes(self, server: redis.Redis) -> _Changes:
         try:
