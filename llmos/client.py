@@ -76,7 +76,11 @@ class LLMOS:
         self._http.close()
 
     def openai(self) -> openai.OpenAI:
-        """An `openai` client of the same gateway: files, fine-tuning, models, chat."""
+        """An `openai` client of the same gateway: files, fine-tuning, models, chat.
+
+        Raises NotConnected where nothing answers: that client itself would try for a quarter of a minute first.
+        """
+        self.ping()
         import openai  # a second of start-up that most commands do not need
 
         return openai.OpenAI(
@@ -84,6 +88,13 @@ class LLMOS:
             api_key=self.connection.key,
             max_retries=RETRIES,
         )
+
+    def ping(self) -> None:
+        """Whether anything answers there. Raises NotConnected."""
+        try:
+            self._http.get("/healthz")
+        except httpx.TransportError as error:
+            raise self.connection.broken(error) from error
 
     def send(self, call: Call) -> Json:
         """One call. Raises LLMOSError."""

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from llmos.cli.output import console, say
-from llmos.cli.power import down, start_detached
+from llmos.cli.output import AsJson, console, errors, print_json
+from llmos.cli.power import start_detached, stop_running
 from llmos.cli.session import session_of
 from llmos.embedded.running import running
 
@@ -21,25 +21,31 @@ def register(app: typer.Typer) -> None:
 def demo(
     context: typer.Context,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the system running afterwards.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pretrain, fine-tune, register, deploy and chat: the whole system in about ten minutes, no GPU needed."""
     from llmos.demo.play import play, what_next  # the demo's imports would slow every other command
 
     session = session_of(context)
+    stage = errors if as_json else console  # JSON comes alone on stdout
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what was started is taken down
     started = session.url is None and running(session.layout) is None
     if started:
-        with console.status("starting LLM OS"):
+        with stage.status("starting LLM OS"):
             start_detached(session, "127.0.0.1", _free_port())
     try:
         with session.client() as client:
-            say(f"LLM OS at {client.connection.url}")
-            play(client, console, str(session.home) if session.url is None else client.connection.url)
+            stage.print(f"LLM OS at {client.connection.url}")
+            facts = play(client, stage, str(session.home) if session.url is None else client.connection.url)
     finally:
         if started and not keep:
-            down(context)
-    what_next(console, kept=keep or not started)
+            stage.print("stopping LLM OS", style="dim")
+            stop_running(session)
+    if as_json:
+        print_json([{"name": name.strip(), "value": value} for name, value in facts])
+    else:
+        what_next(console, kept=keep or not started)
 
 
 def _free_port(wished: int = 8000) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from llmos.calls import Json
@@ -83,10 +84,12 @@ def undeploy(
     show(result, as_json, lambda: say(f"{name} is being taken down"))
 
 
-def wait_ready(client: LLMOS, name: str, quiet: bool = False, timeout_s: float | None = None) -> Json:
+def wait_ready(
+    client: LLMOS, name: str, quiet: bool = False, timeout_s: float | None = None, on: Console = console
+) -> Json:
     """The deployment once all its replicas are ready, or it has failed. Raises LLMOSError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-    with console.status(name) if not quiet else _Silent() as line:
+    with on.status(name) if not quiet else _Silent() as line:
         while True:
             state = client.get_deployment(name)
             if state["status"] in ("ready", "failed", "stopped"):

@@ -23,6 +23,7 @@ from llmos.embedded.errors import UpError
 from llmos.embedded.running import Running, running
 from llmos.embedded.supervisor import Supervisor, already_up, unusable
 
+STOP_S = 180
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -155,19 +156,21 @@ def _step(sentence: str) -> None:
 
 def down(
     context: typer.Context,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an orderly stop.")] = 180,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an orderly stop.")] = STOP_S,
     as_json: AsJson = False,
 ) -> None:
     """Stop LLM OS on this machine. Running jobs save a checkpoint and go on at the next `up`."""
-    layout = session_of(context).layout
-    here = running(layout)
-    if here is not None:
-        with console.status("stopping"):
-            _stop(here, session_of(context), timeout)
-    show({"stopped": here is not None}, as_json, lambda: say("stopped" if here else f"nothing runs on {layout.home}"))
+    session = session_of(context)
+    with errors.status("stopping"):
+        stopped = stop_running(session, timeout)
+    show({"stopped": stopped}, as_json, lambda: say("stopped" if stopped else f"nothing runs on {session.home}"))
 
 
-def _stop(here: Running, session: Session, timeout_s: float) -> None:
+def stop_running(session: Session, timeout_s: float = STOP_S) -> bool:
+    """Stop what runs on the session's home; False where nothing does. Raises UpError when it does not stop in time."""
+    here = running(session.layout)
+    if here is None:
+        return False
     with suppress(ProcessLookupError):  # it has just ended by itself
         os.kill(here.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
@@ -175,3 +178,4 @@ def _stop(here: Running, session: Session, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise UpError(f"pid {here.pid} has not stopped after {timeout_s:.0f} s; see {session.layout.logs}")
         time.sleep(0.05)
+    return True

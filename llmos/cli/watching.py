@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -15,10 +16,10 @@ SHOWN = ("loss", "eval_loss", "tokens_per_second")
 LOOK_EVERY_S = 0.25
 
 
-def watch_job(client: LLMOS, job_id: str, quiet: bool = False, title: str = "") -> Json:
+def watch_job(client: LLMOS, job_id: str, quiet: bool = False, title: str = "", on: Console = console) -> Json:
     """Show the job's progress until it ends; returns it as it ended."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+    with Progress(*columns, console=on, transient=True, disable=quiet) as bar:
         task = bar.add_task(escape(title) or job_id, total=100, figures="")
         while True:
             job = client.get_job(job_id)

@@ -14,8 +14,8 @@ from llmos.demo.pretraining import pretrain
 from llmos.demo.stage import Stage
 
 
-def play(client: LLMOS, console: Console, where: str) -> None:
-    """All three acts. Raises LLMOSError where one cannot be played."""
+def play(client: LLMOS, console: Console, where: str) -> list[tuple[str, str]]:
+    """All three acts; returns the facts of the last table. Raises LLMOSError where one cannot be played."""
     begun = time.monotonic()
     with client.openai() as openai:
         stage = Stage(client, openai, console)
@@ -29,6 +29,7 @@ def play(client: LLMOS, console: Console, where: str) -> None:
         for name, value in stage.facts:
             table.add_row(name, value)
         console.print(table)
+        return stage.facts
 
 
 def what_next(console: Console, kept: bool) -> None:

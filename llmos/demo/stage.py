@@ -58,7 +58,7 @@ class Stage:
     def finish(self, job_id: str, title: str) -> Json:
         """Watch a job to its end. Raises LLMOSError when it does not succeed."""
         with self.timed(title):
-            job = watch_job(self.client, job_id, title=title)
+            job = watch_job(self.client, job_id, title=title, on=self.console)
         if job["status"] != "succeeded":
             why = job["failure"]["message"] if job["failure"] else job["reason"]
             raise LLMOSError(f"{title}: {job['status']}: {why}")
@@ -68,7 +68,7 @@ class Stage:
         """Deploy and wait until it answers. Raises LLMOSError when it fails."""
         with self.timed(f"{name} is ready"):
             self.client.deploy(ref, name=name, **options)  # type: ignore[arg-type]
-            state = wait_ready(self.client, name, timeout_s=READY_S)
+            state = wait_ready(self.client, name, timeout_s=READY_S, on=self.console)
         if state["status"] != "ready":
             reasons = [item["reason"] for item in state["replica_statuses"] if item["reason"]]
             raise LLMOSError(f"{name} cannot be served: {'; '.join(reasons) or state['problem']}")

@@ -35,7 +35,7 @@ from shared.contracts.artifacts import (
     manifest_key,
     version_key,
 )
-from shared.contracts.deployments import Deploy, DesiredDeployment, Scale, Undeploy
+from shared.contracts.deployments import Deploy, DesiredDeployment, ReplicaPlace, Scale, Undeploy, deployment_key
 from shared.contracts.jobs import (
     AttemptState,
     CancelJob,
@@ -101,6 +101,14 @@ class Scheduler:
         attempts = [*self.jobs[job_id].attempts, place]
         return self.move(job_id, JobStatus.running, attempt=attempt, attempts=attempts, started_at=now)
 
+    def seat(self, name: str, replica_id: str, node: str, tenant: str = "default") -> None:
+        """Place a replica of a deployment."""
+        key = deployment_key(tenant, name)
+        known = eventually(lambda: self.deployed.get(key), what=f"the deploy of {name}")
+        places = [*known.replicas, ReplicaPlace(replica_id=replica_id, node=node)]
+        self.deployed[key] = known.changed(version=known.version + 1, replicas=places)
+        self._bus.publish(DEPLOYMENTS_DESIRED, key, self.deployed[key])
+
     def say(self, message: Any) -> None:
         self._bus.publish(JOBS_EVENTS, message.job_id, message).result()
 
@@ -144,7 +152,8 @@ class Scheduler:
 
     def _desire(self, key: str, name: str, tenant: str, known: DesiredDeployment | None, spec: Any) -> None:
         version = known.version + 1 if known else 1
-        self.deployed[key] = DesiredDeployment(tenant=tenant, name=name, version=version, spec=spec)
+        seats = known.replicas if known else []
+        self.deployed[key] = DesiredDeployment(tenant=tenant, name=name, version=version, spec=spec, replicas=seats)
         self._bus.publish(DEPLOYMENTS_DESIRED, key, self.deployed[key])
 
 

@@ -1,0 +1,246 @@
+"""The `llmos` command against a real gateway: every word it reads is there, and scripts can rely on it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import typer
+
+from llmos.cli import main
+from llmos.cli.app import app
+from shared.contracts.artifacts import ArtifactKind, ArtifactPin
+from shared.contracts.deployments import ReplicaState, ReplicaStatus
+from shared.contracts.jobs import Failure, FailureReason, JobStatus, LogLines, Progress
+from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
+from shared.contracts.topics import DEPLOYMENTS_STATUS, JOBS_LOGS, NODES_HEARTBEATS
+from tests.integration.gateway_world import KEY, GatewayWorld, Running
+from tests.waiting import eventually
+
+BRACKETS = "[/red] is [bold]no markup"
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.out)
+
+
+Llmos = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path_factory.mktemp("gateway"))
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def here(world: GatewayWorld) -> Iterator[Running]:
+    with world.gateway() as running:
+        yield running
+
+
+@pytest.fixture
+def llmos(here: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Llmos:
+    """One command in this process; returns its exit code and what it printed."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def command(*arguments: str, url: str = here.url, key: str = KEY) -> Done:
+        monkeypatch.setattr(sys, "argv", ["llmos", "--url", url, "--key", key, *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+    return command
+
+
+def put(world: GatewayWorld, here: Running, name: str, kind: ArtifactKind = ArtifactKind.model) -> ArtifactPin:
+    pin = world.registry.put(name, kind, {"config.json": b"{}"}, metadata={"note": BRACKETS}, parents=["before@1"])
+    eventually(lambda: here.http.get(f"/v1/artifacts/{pin.ref}").status_code == 200)
+    return pin
+
+
+def ended(world: GatewayWorld, here: Running, job_id: str, status: JobStatus, **changes: Any) -> None:
+    world.scheduler.move(job_id, status, **changes)
+    eventually(lambda: here.job(job_id)["status"] == status)
+
+
+def test_a_job_from_its_submission_to_its_log(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
+    options = ("--name", BRACKETS, "-p", "steps=2", "-r", "cpus=2", "--label", "team=a", "--json")
+    job = llmos("jobs", "submit", "probe", *options).json
+    assert job["params"]["steps"] == 2
+    assert (job["resources"]["cpus"], job["labels"]) == (2, {"team": "a"})
+    listed = llmos("jobs", "list")
+    assert job["id"] in listed.out
+    assert BRACKETS in listed.out
+    world.scheduler.start(job["id"])
+    words = {"job_id": job["id"], "attempt": 1, "run_id": "run-a"}
+    world.bus.publish(JOBS_LOGS, job["id"], Progress(step=1, total_steps=2, tokens=9, percent=50.0, **words))
+    world.bus.publish(JOBS_LOGS, job["id"], LogLines(lines=["one", BRACKETS], **words))
+    eventually(lambda: here.job(job["id"])["progress"])
+    assert "done: 50%" in llmos("jobs", "get", job["id"]).out
+    eventually(lambda: llmos("jobs", "logs", job["id"]).out == f"one\n{BRACKETS}\n")
+    assert llmos("jobs", "logs", job["id"], "--json").json["data"]["lines"] == ["one", BRACKETS]
+    assert llmos("jobs", "cancel", job["id"]).code == 0
+    eventually(lambda: world.scheduler.steered)
+    ended(world, here, job["id"], JobStatus.cancelled, metrics={"loss": 1.5})
+    assert "loss 1.5" in llmos("jobs", "get", job["id"]).out
+    assert llmos("jobs", "logs", "-f", job["id"]).out == f"one\n{BRACKETS}\n"
+
+
+def test_watching_ends_with_the_jobs_own_end(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
+    good, bad = here.submit(), here.submit()
+    ended(world, here, good, JobStatus.succeeded, outputs=[ArtifactPin.model_validate(PIN)])
+    failure = Failure(reason=FailureReason.crashed, message=BRACKETS, hint="Try [this].", log_tail=["[last]"])
+    ended(world, here, bad, JobStatus.failed, failure=failure)
+    done = llmos("jobs", "watch", good)
+    assert done.code == 0
+    assert "published made@1 (report)" in done.out
+    failed = llmos("jobs", "watch", bad)
+    assert failed.code == 1
+    assert BRACKETS in failed.err
+    assert "Try [this]." in failed.out
+    assert "[last]" in failed.out
+    assert llmos("jobs", "watch", bad, "--json").json["failure"]["message"] == BRACKETS
+
+
+PIN = {"tenant": "default", "name": "made", "version": 1, "kind": "report", "manifest_key": "k"}
+
+
+def test_a_retry_is_a_job_of_its_own(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
+    first = here.submit()
+    assert llmos("jobs", "retry", first).code == 5
+    ended(world, here, first, JobStatus.failed)
+    again = llmos("jobs", "retry", first, "--json").json
+    assert again["retry_of"] == first
+
+
+def test_models_are_found_behind_any_number_of_files(
+    world: GatewayWorld, here: Running, llmos: Llmos, tmp_path: Path
+) -> None:
+    for number in range(101):
+        world.registry.put(f"file-{number:03}", ArtifactKind.file, {"data": b"x"})
+    pin = put(world, here, "zebra")
+    put(world, here, "zebra")
+    assert "zebra" in [item["name"] for item in llmos("models", "list", "--json").json["data"]]
+    assert len(llmos("models", "list", "--kind", "file", "--json").json["data"]) >= 101
+    assert llmos("models", "alias", pin.ref, "production").code == 0
+    eventually(lambda: "production→1" in llmos("models", "list").out)
+    told = llmos("models", "get", pin.ref).out
+    assert "made from before@1" in told
+    assert f"note: {BRACKETS}" in told
+    assert "config.json" in told
+    tar = tmp_path / "zebra.tar"
+    assert llmos("models", "download", pin.ref, "-o", str(tar), "--json").json["path"] == str(tar)
+    assert tar.stat().st_size > 0
+    assert llmos("models", "delete", pin.ref, "--yes").code == 0
+    eventually(lambda: llmos("models", "get", pin.ref).code == 3)
+
+
+def test_a_file_comes_back_as_it_went(llmos: Llmos, tmp_path: Path) -> None:
+    data = tmp_path / "chats.jsonl"
+    data.write_bytes(b'{"prompt": "a", "completion": "b"}\n')
+    file_id = llmos("files", "upload", str(data), "--json").json["id"]
+    assert "chats.jsonl" in llmos("files", "list").out
+    assert file_id in llmos("files", "get", file_id).out
+    back = tmp_path / "back.jsonl"
+    assert llmos("files", "download", file_id, "-o", str(back)).code == 0
+    assert back.read_bytes() == data.read_bytes()
+    assert llmos("files", "delete", file_id).code == 0
+    gone = llmos("files", "get", file_id)
+    assert gone.code == 3
+    assert "Error code" not in gone.err
+
+
+def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
+    put(world, here, "served")
+    made = llmos("deploy", "served", "--no-wait", "-e", "max_model_len=64", "--no-auto-adapters", "--json").json
+    assert (made["engine_args"], made["auto_adapters"], made["replicas"]) == ({"max_model_len": 64}, False, 1)
+    late = llmos("deploy", "served", "--timeout", "0")
+    assert late.code == 1
+    assert "served is not ready after 0 s" in late.err
+    status = ReplicaStatus(
+        tenant="default",
+        replica_id="r1",
+        deployment="served",
+        node="n1",
+        state=ReplicaState.failed,
+        reason=BRACKETS,
+        model="served@1",
+        boot_id="b",
+        seq=1,
+    )
+    world.scheduler.seat("served", "r1", "n1")
+    world.bus.publish(DEPLOYMENTS_STATUS, "r1", status)
+    capacity = Capacity(cpus=2, memory_bytes=2**31, devices=[], slots=1)
+    heartbeat = NodeHeartbeat(node="n1", role=Role.inference, boot_id="b", capacity=capacity, replicas=["r1"], seq=1)
+    world.bus.publish(NODES_HEARTBEATS, node_key("n1", Role.inference), heartbeat)
+    eventually(lambda: "n1" in llmos("nodes").out)
+    eventually(lambda: llmos("status", "--json").json["deployments"][0]["status"] == "failed")
+    assert BRACKETS in llmos("status").out
+    failed = llmos("deploy", "served")
+    assert failed.code == 1
+    assert BRACKETS in failed.out
+    assert llmos("scale", "served", "0", "--json").json["replicas"] == 0
+    assert llmos("undeploy", "served").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("jobs", "get", "job-none"), 3, "job-none"),
+        (("chat", "no-such-model", "hello"), 3, "no-such-model"),
+        (("jobs", "submit", "no-such-type"), 1, "no-such-type"),
+        (("jobs", "submit", "probe", "-p", "steps"), 2, "NAME=VALUE"),
+        (("models", "alias", "name", "production"), 2, "names no version"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_a_code(
+    llmos: Llmos, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = llmos(*arguments)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert "Error code" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("files", "list"), ("chat", "m", "hello")])
+def test_a_gateway_that_is_not_there_is_code_4(llmos: Llmos, arguments: tuple[str, ...]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"  # bound, and nobody listens
+        done = llmos(*arguments, url=url)
+    assert done.code == 4
+    assert f"nothing answers at {url}" in done.err
+
+
+def test_a_wrong_key_is_a_sentence(llmos: Llmos) -> None:
+    done = llmos("status", key="sk-wrong")
+    assert done.code == 1
+    assert "key" in done.err
+
+
+def test_every_command_speaks_json() -> None:
+    def silent(command: Any, path: tuple[str, ...]) -> Iterator[str]:
+        for name, child in getattr(command, "commands", {}).items():
+            yield from silent(child, (*path, name))
+        if not hasattr(command, "commands") and "--json" not in [o for p in command.params for o in p.opts]:
+            yield " ".join(path)
+
+    assert list(silent(typer.main.get_command(app), ())) == []
