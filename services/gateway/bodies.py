@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from typing import Annotated, Any
 
 import orjson
@@ -16,6 +17,7 @@ from services.gateway.submissions import Asked
 
 DEEPEST = 32
 INT64 = 2**63
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Body(BaseModel):
@@ -75,6 +77,7 @@ async def _asked(
         body_hash=hash_of(await request.body()),
         key=idempotency_key or None,
         retried=_is_retry(x_stainless_retry_count),
+        traceparent=_trace(request),
     )
 
 
@@ -86,6 +89,7 @@ def asked_with(caller_tenant: str, request: Request, body_hash: str) -> Asked:
         body_hash=body_hash,
         key=request.headers.get("idempotency-key") or None,
         retried=_is_retry(request.headers.get("x-stainless-retry-count")),
+        traceparent=_trace(request),
     )
 
 
@@ -96,6 +100,12 @@ def hash_of(raw: bytes) -> str:
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # it reads deeper nesting than it writes
         pass
     return hashlib.sha256(raw).hexdigest()
+
+
+def _trace(request: Request) -> str | None:
+    """The header `traceparent` where it is one: https://www.w3.org/TR/trace-context/#traceparent-header."""
+    header = request.headers.get("traceparent", "")
+    return header if TRACEPARENT.fullmatch(header) else None
 
 
 def _is_retry(count: str | None) -> bool:

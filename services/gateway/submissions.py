@@ -7,7 +7,7 @@ or, for the rest, until the durable bus has it. Commands about one subject go ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Asked:
     key: str | None = None
     retried: bool = False
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    traceparent: str | None = None
+    """The trace that the request belongs to; its command goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Submissions:
 
         Raises Conflict as `earlier` does, and Unavailable when too much waits for the bus.
         """
+        if asked.traceparent:
+            order = replace(order, command=order.command.changed(traceparent=asked.traceparent))
         try:
             accepted, clear = self._commit(asked, order, alongside)
         except IntegrityError:  # the same key came in on another gateway between our look and our commit

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
 from services.gateway import outbox
 from services.gateway import submissions as accepting_module
@@ -137,3 +137,12 @@ def test_two_requests_alike_are_two(engine: Engine, bus: MemoryBus) -> None:
     accepting = Submissions(engine, bus, Settings())
     accepting.accept(replace(asked(), retried=True), alias(1))
     assert not accepting.accept(asked(), alias(1)).joined
+
+
+def test_a_command_goes_on_with_its_requests_trace(engine: Engine, bus: MemoryBus) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    accepting = Submissions(engine, bus, Settings())
+    accepting.accept(replace(asked(), traceparent=trace), alias(1))
+    assert [one.traceparent for one in published(bus, "registry.commands")] == [trace]  # type: ignore[attr-defined]
+    with engine.begin() as sql:
+        assert decode(sql.execute(select(submissions.c.command)).scalar_one()).traceparent == trace
