@@ -13,6 +13,8 @@ from llmos.embedded.layout import default_home
 
 app = typer.Typer(
     help="LLM OS: train, register, deploy and serve language models on your own machines.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 no such thing, 4 nothing answers, 5 not in this state, "
+    "130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
