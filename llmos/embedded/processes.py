@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.log_files import rotate
 from shared.processes import birth_of, die_with_parent, kill_group
 
 FIRST_PAUSE_S = 0.2
@@ -56,6 +57,7 @@ class Child:
 
     def start(self) -> None:
         supervisor = os.getpid()
+        rotate(self.log_file)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self.program.command,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
 
 import structlog
@@ -13,6 +12,7 @@ import structlog
 from shared.bus.port import Bus, BusError
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
+from shared.version import installed_version
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Heartbeat:
             boot_id=self._boot_id,
             capacity=self._capacity,
             replicas=self._replicas(),
-            version=_version(),
+            version=installed_version(),
             stopping=stopping,
             seq=self._seq,
         )
@@ -68,10 +68,3 @@ class Heartbeat:
             await asyncio.wrap_future(self._bus.publish(NODES_HEARTBEATS, key, heartbeat))
         except BusError as error:
             log.warning("heartbeat_not_sent", reason=str(error))
-
-
-def _version() -> str:
-    try:
-        return version("llm-os")
-    except PackageNotFoundError:
-        return ""

@@ -21,10 +21,10 @@ from services.inference.control import (
     encode,
     socket_pair,
 )
+from shared.log_files import rotate
 from shared.processes import kill_group
 from shared.settings import PREFIX, Settings
 
-LOG_BYTES = 32 << 20
 TAIL_BYTES = 1 << 16
 HANDED_ON = ("home", "node", "log_level", "redis_url", "requests_url")
 """Settings that a replica needs; no keys among them."""
@@ -118,7 +118,7 @@ class Launcher:
         path = self._specs / f"{spec.replica_id}.json"
         path.write_bytes(encode(spec))
         log = self._logs / f"replica-{spec.replica_id}.log"
-        log_from = _rotated(log)
+        log_from = rotate(log)
         ours, theirs = socket_pair()
         ours.setblocking(False)
         with log.open("ab") as output, theirs:
@@ -140,12 +140,3 @@ def replica_environment(settings: Settings) -> dict[str, str]:
     foreign = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     own = {PREFIX + name.upper(): str(getattr(settings, name)) for name in HANDED_ON}
     return {**foreign, **own, "PYTHONUNBUFFERED": "1"}
-
-
-def _rotated(log: Path) -> int:
-    """Keep one old log where this one has grown too long. Returns where a new start's lines begin."""
-    size = log.stat().st_size if log.exists() else 0
-    if size <= LOG_BYTES:
-        return size
-    log.replace(log.with_suffix(".log.1"))
-    return 0

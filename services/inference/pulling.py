@@ -73,22 +73,18 @@ class Puller:
                 told = percent
                 loop.call_soon_threadsafe(on_percent, float(percent))
 
-        def pull() -> Path | None:
-            try:
-                folder = self._cache.pull(pin.manifest_key, on_bytes)
-            except _Stopped:
-                return None
-            if stopped.is_set():
-                self._cache.release(folder)
-            return folder
-
+        pulling = loop.run_in_executor(None, self._cache.pull, pin.manifest_key, on_bytes)
         try:
-            folder = await asyncio.to_thread(pull)
+            return await asyncio.shield(pulling)
         except asyncio.CancelledError:
             stopped.set()
+            pulling.add_done_callback(self._release_unwanted)
             raise
-        assert folder is not None, "only a cancelled pull is stopped"
-        return folder
+
+    def _release_unwanted(self, pulling: asyncio.Future[Path]) -> None:
+        """Nobody waits for this folder any more, however far its pull came."""
+        if not pulling.cancelled() and pulling.exception() is None:
+            self._cache.release(pulling.result())
 
     async def _patiently(self, pin: ArtifactPin, on_trouble: OnTrouble, attempt: Callable[[], Awaitable[T]]) -> T:
         pause_s = FIRST_PAUSE_S

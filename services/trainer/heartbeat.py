@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 
@@ -12,6 +11,7 @@ from services.trainer.outbox import Contact
 from shared.bus.port import Bus, BusError
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, RunRef, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
+from shared.version import installed_version
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Heartbeat:
             boot_id=self._boot_id,
             capacity=self._capacity,
             runs=self._runs(),
-            version=_version(),
+            version=installed_version(),
             stopping=stopping,
             seq=self._seq,
         )
@@ -81,10 +81,3 @@ class Heartbeat:
             log.warning("heartbeat_not_sent", reason=str(error))
         else:
             self._contact.made()
-
-
-def _version() -> str:
-    try:
-        return version("llm-os")
-    except PackageNotFoundError:
-        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +88,31 @@ async def test_a_pull_that_nobody_wants_any_more_stops(pin: ArtifactPin, tmp_pat
     slow.go.set()
     await aeventually(slow.given_up.is_set)
     assert not list((tmp_path / "cache" / "versions").glob("*/model.safetensors"))
+
+
+async def test_a_pull_given_up_in_its_last_instant_holds_nothing(store: LocalStore, pin: ArtifactPin) -> None:
+    cache = InstantCache()
+    pull = asyncio.create_task(Puller(store, cache).pull(pin, SIZE, nothing, nothing))
+    await asyncio.sleep(0)
+    assert cache.pulled.wait(10)  # on its thread, while this loop has not heard of it yet
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    await aeventually(lambda: cache.released == [Path("/folder")])
+
+
+class InstantCache(ArtifactCache):
+    """Pulls nothing at all, and notes what it gives and gets back."""
+
+    def __init__(self) -> None:
+        self.pulled, self.released = threading.Event(), list[Path]()
+
+    def pull(self, manifest_key: str, on_bytes: Callable[[int], None] | None = None) -> Path:
+        self.pulled.set()
+        return Path("/folder")
+
+    def release(self, folder: Path) -> None:
+        self.released.append(folder)
 
 
 class AwayAtFirst(LocalStore):
