@@ -156,7 +156,8 @@ def _side_by_side(stage: Stage, pool: ThreadPoolExecutor, question: Question, mo
             live.update(_pair(question.text, texts))
             time.sleep(0.1)
         live.update(_pair(question.text, texts))
-        return [future.result() for future in asked]
+    stage.say("")
+    return [future.result() for future in asked]
 
 
 def _pair(question: str, texts: list[str]) -> Table:
