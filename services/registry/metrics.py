@@ -6,6 +6,8 @@ from prometheus_client import Counter, Gauge
 
 PUBLISHED = Counter("llmos_registry_published_total", "Versions published.", ["kind"])
 REJECTED = Counter("llmos_registry_rejected_total", "Commands refused.", ["type"])
-OUTBOX_AGE = Gauge("llmos_outbox_age_seconds", "How long the oldest entry of the outbox has waited for the bus.")
-LAG = Gauge("llmos_bus_lag", "Records that the registry has not handled yet.", ["topic"])
-DLQ = Gauge("llmos_dlq_depth", "Records that can never be handled.", ["topic"])
+OUTBOX_AGE = Gauge(
+    "llmos_registry_outbox_age_seconds", "How long the oldest entry of the outbox has waited for the bus."
+)
+LAG = Gauge("llmos_registry_bus_lag", "Records that the registry has not handled yet.", ["topic"])
+DLQ = Gauge("llmos_registry_dlq_depth", "Records that can never be handled.", ["topic"])

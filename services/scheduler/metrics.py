@@ -5,16 +5,19 @@ from __future__ import annotations
 from prometheus_client import Gauge, Histogram
 
 DISPATCH_LATENCY = Histogram(
-    "llmos_dispatch_latency_seconds",
+    "llmos_scheduler_dispatch_latency_seconds",
     "From coming into the queue to being given a place.",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600, 3600),
 )
-JOBS = Gauge("llmos_jobs", "Jobs by status.", ["status"])
-OUTBOX_AGE = Gauge("llmos_outbox_age_seconds", "How long the oldest entry of the outbox has waited for the bus.")
-OLDEST_UNACCEPTED = Gauge(
-    "llmos_oldest_unaccepted_attempt_seconds", "How long the oldest dispatched attempt has waited for its worker."
+JOBS = Gauge("llmos_scheduler_jobs", "Jobs by status.", ["status"])
+OUTBOX_AGE = Gauge(
+    "llmos_scheduler_outbox_age_seconds", "How long the oldest entry of the outbox has waited for the bus."
 )
-NODES = Gauge("llmos_nodes", "Nodes that are alive.", ["role"])
-LAG = Gauge("llmos_bus_lag", "Records that the scheduler has not handled yet.", ["topic"])
-DLQ = Gauge("llmos_dlq_depth", "Records that can never be handled.", ["topic"])
+OLDEST_UNACCEPTED = Gauge(
+    "llmos_scheduler_oldest_unaccepted_attempt_seconds",
+    "How long the oldest dispatched attempt has waited for its worker.",
+)
+NODES = Gauge("llmos_scheduler_nodes", "Nodes that are alive.", ["role"])
+LAG = Gauge("llmos_scheduler_bus_lag", "Records that the scheduler has not handled yet.", ["topic"])
+DLQ = Gauge("llmos_scheduler_dlq_depth", "Records that can never be handled.", ["topic"])
 LEADS = Gauge("llmos_scheduler_leads", "1 while this scheduler leads, 0 while it stands by.")
