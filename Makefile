@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCHMARKS := bus_publish job_start registry_push_pull sft_throughput queue_vs_direct
 
 .PHONY: help install demo test lint format bench clean
 help:  ## This list
@@ -38,7 +39,7 @@ format: $(INSTALLED)  ## Let ruff put it right
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)  ## Every promise of docs/benchmarks.md, measured
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## Away with .venv and all caches; never with your data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

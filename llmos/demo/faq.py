@@ -8,6 +8,8 @@ from pathlib import Path
 
 import orjson
 
+from llmos.errors import LLMOSError
+
 FAQ_FILE = Path(__file__).parents[2] / "docs" / "faq.md"
 HELD_OUT = 2
 """The last wordings of each question are the exam."""
@@ -46,6 +48,8 @@ class Question:
 
 def read_faq(file: Path = FAQ_FILE) -> list[Entry]:
     """The entries of the FAQ: below each `##` heading the answer, then its wordings as a list."""
+    if not file.exists():
+        raise LLMOSError(f"the demo's questions are not at {file}: run it from a clone of the repository")
     entries = []
     for section in file.read_text(encoding="utf-8").split("\n## ")[1:]:
         lines = section.splitlines()[1:]

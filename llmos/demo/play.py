@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmos.client import LLMOS
+from llmos.demo.faq import read_faq
 from llmos.demo.finetuning import CHAT, finetune
 from llmos.demo.pretraining import pretrain
 from llmos.demo.stage import Stage
@@ -17,6 +18,7 @@ from llmos.demo.stage import Stage
 def play(client: LLMOS, console: Console, where: str) -> list[tuple[str, str]]:
     """All three acts; returns the facts of the last table. Raises LLMOSError where one cannot be played."""
     begun = time.monotonic()
+    read_faq()  # missing questions are said before the first act, not after ten minutes
     with client.openai() as openai:
         stage = Stage(client, openai, console)
         finetune(stage, fallback=pretrain(stage))

@@ -13,7 +13,7 @@ from llmos.client import LLMOS
 from tests.e2e.system import System
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def system() -> Iterator[System]:
     home = Path(tempfile.mkdtemp(prefix="llmos-e2e-", dir="/tmp"))
     system = System(home)
@@ -27,7 +27,7 @@ def system() -> Iterator[System]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(system: System) -> Iterator[LLMOS]:
     with system.client() as client:
         yield client

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from safetensors import safe_open
 
+from llmos.calls import Json
 from llmos.client import LLMOS
 from llmos.demo.stage import ref_of
 from tests.e2e.system import System
@@ -66,41 +67,39 @@ def test_a_pretrained_model_is_served_and_has_learnt(api: openai.OpenAI, served:
     assert "".join(piece.choices[0].text for piece in pieces) == answer.choices[0].text
 
 
-def test_a_fine_tuned_adapter_answers_on_the_running_replica(
-    client: LLMOS, api: openai.OpenAI, base: str, served: str
-) -> None:
+@pytest.fixture(scope="module")
+def adapter(client: LLMOS, api: openai.OpenAI, base: str, served: str) -> str:
+    """A LoRA adapter, fine-tuned through OpenAI's contract and loaded on every replica, by its ref."""
     rows = [{"prompt": "The quick brown", "completion": " cat sleeps all day."}] * 64
     data = api.files.create(file=("cat.jsonl", b"\n".join(map(orjson.dumps, rows))), purpose="fine-tune")
-    replicas = [replica["replica_id"] for replica in client.get_deployment(served)["replica_statuses"]]
-    job = api.fine_tuning.jobs.create(
-        model=base,
-        training_file=data.id,
-        suffix="cat",
-        extra_body={
-            "params": {"learning_rate": 1e-2, "epochs": 10, "max_length": 64, "batch_size": 8, "packing": False}
-        },
-    )
+    params = {"learning_rate": 1e-2, "epochs": 10, "max_length": 64, "batch_size": 8, "packing": False}
+    job = api.fine_tuning.jobs.create(model=base, training_file=data.id, suffix="cat", extra_body={"params": params})
     done = eventually(
         lambda: (found := api.fine_tuning.jobs.retrieve(job.id)).status in ("succeeded", "failed") and found, 180
     )
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model is not None
-    assert any("loss" in event.message or event.type == "metrics" for event in api.fine_tuning.jobs.list_events(job.id))
-    adapter = done.fine_tuned_model
+    assert any(event.type == "metrics" for event in api.fine_tuning.jobs.list_events(job.id))
     eventually(
-        lambda: all(adapter in replica["adapters"] for replica in client.get_deployment(served)["replica_statuses"]),
-        30,
-        "adapter",
+        lambda: all(done.fine_tuned_model in one["adapters"] for one in _replicas(client, served)), 30, "adapter"
     )
+    return done.fine_tuned_model
+
+
+def test_a_fine_tuned_adapter_answers_without_a_restart(
+    client: LLMOS, api: openai.OpenAI, served: str, request: pytest.FixtureRequest
+) -> None:
+    before = [replica["replica_id"] for replica in _replicas(client, served)]
+    adapter = request.getfixturevalue("adapter")
     told = api.completions.create(model=adapter, prompt="The quick brown", max_tokens=8, temperature=0).choices[0].text
     assert told.startswith(" cat")
     kept = api.completions.create(model=served, prompt="The quick brown", max_tokens=8, temperature=0).choices[0].text
     assert kept.startswith(" fox")
-    assert [replica["replica_id"] for replica in client.get_deployment(served)["replica_statuses"]] == replicas
+    assert [replica["replica_id"] for replica in _replicas(client, served)] == before
 
 
-def test_the_lineage_of_an_adapter_names_its_base_and_its_data(client: LLMOS, base: str, served: str) -> None:
-    lineage = client.artifact_lineage(eventually(lambda: _adapter(client), 180, "an adapter"))
+def test_the_lineage_of_an_adapter_names_its_base_and_its_data(client: LLMOS, base: str, adapter: str) -> None:
+    lineage = client.artifact_lineage(adapter)
     assert base in str(lineage)
     assert "file-" in str(lineage)
 
@@ -138,9 +137,7 @@ def test_the_command_line_shows_what_there_is(system: System, served: str) -> No
     status = orjson.loads(system.llmos("status", "--json").stdout)
     assert "fox-live" in [item["name"] for item in status["deployments"]]
     assert "fox" in system.llmos("models", "list").stdout
-    said = system.llmos("chat", served, "The quick brown", "--max-tokens", "4", check=False)
-    assert said.returncode in (0, 1)  # a model from raw text has no chat template: vLLM says so
-    assert said.returncode == 0 or "chat template" in said.stderr
+    assert system.llmos("chat", "nobody", "Hello", check=False).returncode == 3
 
 
 def test_undeploy_frees_the_replica(client: LLMOS, served: str) -> None:
@@ -148,6 +145,6 @@ def test_undeploy_frees_the_replica(client: LLMOS, served: str) -> None:
     eventually(lambda: served not in [item["name"] for item in client.list_deployments()["data"]], 60, "undeployed")
 
 
-def _adapter(client: LLMOS) -> str | None:
-    found = client.list_artifacts(kind="adapter")["data"]
-    return f"{found[0]['name']}@{found[0]['latest']}" if found else None
+def _replicas(client: LLMOS, name: str) -> list[Json]:
+    found: list[Json] = client.get_deployment(name)["replica_statuses"]
+    return found

@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 
 from llmos.client import LLMOS
 from llmos.errors import LLMOSError
 from tests.e2e.system import System
+from tests.tiny_model import make_tiny_llama
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
@@ -72,6 +74,31 @@ def test_a_job_goes_on_from_its_checkpoint_after_kill_9_of_its_child(system: Sys
         assert len(client.get_job(job_id)["attempts"]) == 2
 
 
+def test_a_deployment_answers_again_after_kill_9_of_its_replica_and_its_agent(system: System, tmp_path: Path) -> None:
+    make_tiny_llama(tmp_path / "tiny")
+    with system.client() as client, client.openai() as api:
+        job = client.submit_job("import", params={"source": str(tmp_path / "tiny")}, output="tiny")
+        assert client.wait_job(job["id"])["status"] == "succeeded"
+        client.deploy("tiny", name="echoes", engine="echo")
+
+        def answers() -> bool:
+            try:
+                said = api.chat.completions.create(model="echoes", messages=[{"role": "user", "content": "a b c"}])
+            except openai.APIError:
+                return False
+            return bool(said.choices[0].message.content)
+
+        eventually(answers, 60, "it answers")
+        replica = _replica(system)
+        os.kill(replica.pid, signal.SIGKILL)
+        eventually(lambda: answers() and _replica(system).pid != replica.pid, 60, "another replica answers")
+        replica = _replica(system)
+        system.kill("inference")
+        eventually(lambda: not replica.is_running(), 30, "the replica ends with its agent")
+        eventually(answers, 60, "it answers behind the new agent")
+        client.undeploy("echoes")
+
+
 def test_up_after_kill_9_of_everything_brings_all_jobs_back(system: System) -> None:
     with system.client() as client:
         job_id = submit(client, "survivor-all")
@@ -94,6 +121,12 @@ def test_down_leaves_no_process_behind(system: System) -> None:
     assert everyone
     system.down()
     assert [process for process in everyone if process.is_running()] == []
+
+
+def _replica(system: System) -> psutil.Process:
+    """The one process that the agent keeps."""
+    agent = psutil.Process(system.pid_of("inference"))
+    return eventually(lambda: next(iter(agent.children()), None), 30, "a replica process")
 
 
 def _gateway_answers(client: LLMOS) -> None:

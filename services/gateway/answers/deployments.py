@@ -54,7 +54,9 @@ def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
         return "pending"
     if found.spec.replicas == 0:
         return "stopped"
-    states = [status.state for status in its_own(found, replicas)]
+    # A replica that still serves the model before a change is not what is wanted now.
+    wanted = [status for status in its_own(found, replicas) if status.model in ("", found.spec.model.ref)]
+    states = [status.state for status in wanted]
     ready = states.count(ReplicaState.ready)
     if ready:
         return "ready" if ready >= found.spec.replicas else "degraded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,13 +20,19 @@ WHOLE_LIMIT_BYTES = 2**20
 NO_SUCH_ROUTE = b'{"detail":"Not Found"}'
 """How an engine's application says that this model's tasks do not include the path."""
 HOP_BY_HOP = frozenset({b"connection", b"date", b"keep-alive", b"server", b"transfer-encoding", b"x-request-id"})
+_start = msgspec.msgpack.Decoder(tuple[int, list[tuple[Any, Any]]])
 
 
 def read_start(frame: Frame) -> tuple[int, list[tuple[bytes, bytes]]]:
     """Status and headers of an answer, without those that belong to one connection."""
     if frame.kind is not FrameKind.start:
         raise ReplicaFailed("The replica's answer did not begin at its beginning")
-    status, headers = msgspec.msgpack.decode(frame.data)
+    try:
+        status, headers = _start.decode(frame.data)
+    except msgspec.MsgspecError as error:
+        raise ReplicaFailed(
+            f"The replica's answer begins in a form not known here: {error}"
+        ) from error
     pairs = [(_bytes(name).lower(), _bytes(value)) for name, value in headers]
     return status, [(name, value) for name, value in pairs if name not in HOP_BY_HOP]
 

@@ -161,7 +161,10 @@ def _too_late(reply: Reply, call: Call) -> None:
 
 def _raise_if_turned_down(first: Frame, replica: Replica) -> None:
     if first.kind is FrameKind.refused:
-        refusal = _refusal.decode(first.data)
+        try:
+            refusal = _refusal.decode(first.data)
+        except msgspec.MsgspecError as error:
+            raise ReplicaFailed(f"Replica {replica.id} refused in a form that is not known here: {error}") from error
         metrics.REFUSALS.inc()
         sentence = f"Replica {replica.id} takes no more requests now ({refusal.reason}; it holds {refusal.queue})"
         raise Overloaded(sentence, retry_after_s=refusal.retry_after_s)
