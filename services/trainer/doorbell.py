@@ -55,7 +55,8 @@ class DoorbellWorker:
         from shared.doorbell.celery import TASK, make_celery, queue_name
 
         app = make_celery(self._redis_url)
-        app.task(self._rung, name=TASK, ignore_result=True)
+        app.task(self._rung, name=TASK, ignore_result=True, shared=False)
+        app.set_default()  # the pool's threads look the task up in the process's default application
         app.finalize()
         WorkController(
             app=app,

@@ -30,9 +30,7 @@ def read_start(frame: Frame) -> tuple[int, list[tuple[bytes, bytes]]]:
     try:
         status, headers = _start.decode(frame.data)
     except msgspec.MsgspecError as error:
-        raise ReplicaFailed(
-            f"The replica's answer begins in a form not known here: {error}"
-        ) from error
+        raise ReplicaFailed(f"The replica's answer begins in a form not known here: {error}") from error
     pairs = [(_bytes(name).lower(), _bytes(value)) for name, value in headers]
     return status, [(name, value) for name, value in pairs if name not in HOP_BY_HOP]
 
