@@ -3,7 +3,7 @@
     python -m benchmarks.job_start [--jobs N]
 
 Starts the whole system in a folder of its own and submits probes one after the other. Reported, not asserted:
-DESIGN's promise is p95 ≤ 100 ms from the 202 to the child's start, on an idle machine.
+The promise is p95 ≤ 100 ms from the 202 to the child's start, on an idle machine.
 """
 
 from __future__ import annotations

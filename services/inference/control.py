@@ -14,6 +14,8 @@ import msgspec
 
 MAX_MESSAGE_BYTES = 1 << 17
 MAX_REASON = 500
+MAX_ADAPTER_REASON = 120
+"""A report names up to 256 refused adapters, and has to fit in one message."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):

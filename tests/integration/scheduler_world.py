@@ -62,7 +62,7 @@ class FakeTrainer:
     """A node that takes up what it is told to and does nothing with it: a test says how each run ends.
 
     It starts a run for every seat on it with the wish `run` that nobody was accepted for, and stops runs that are not
-    wanted any more, as DESIGN §5 asks of a worker.
+    wanted any more, as a worker must.
     """
 
     def __init__(self, bus: Bus, node: str, slots: int = 1, finish: bool = False) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from services.inference.control import MAX_ADAPTER_REASON
 from services.inference.engines import AdapterRefused, Engine
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class Adapters:
             self.loaded[ref] = None
             log.info("adapter_loaded", adapter=ref)
         except AdapterRefused as error:
-            self.failed[ref] = str(error)
+            self.failed[ref] = str(error)[:MAX_ADAPTER_REASON]
             log.warning("adapter_refused", adapter=ref, reason=str(error))
         self._on_change()
 

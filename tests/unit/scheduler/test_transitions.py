@@ -1,4 +1,4 @@
-"""The table is total, and keeps what DESIGN §5 promises."""
+"""The table is total, and keeps what jobs are promised."""
 
 from __future__ import annotations
 
