@@ -50,6 +50,11 @@ def position(text: str | None, param: str = "after") -> Position | None:
     return found
 
 
+def begin(last_event_id: str | None, after: str | None) -> Position | None:
+    """Where a stream goes on: behind the event that the client saw last, else behind `after`. Raises BadRequest."""
+    return position(last_event_id, "Last-Event-ID") or position(after)
+
+
 def page_of(found: Page[JobRecord], job_id: str, kind: str) -> dict[str, Any]:
     return answers.listed([as_json(item, job_id, kind) for item in found.items], found.has_more)
 

@@ -51,14 +51,11 @@ class DoorbellWorker:
     def _listen(self) -> None:
         """One worker, until it is told to stop or breaks. It reconnects for ever on its own."""
         from celery.worker import WorkController
-        from kombu import Exchange, Queue
 
-        from shared.doorbell.celery import TASK, make_celery, queue_name
+        from shared.doorbell.celery import TASK, bell, make_celery
 
         app = make_celery(self._redis_url)
-        # Without acknowledgements: one that met a dying server hid its loss, and the worker stayed connected and deaf.
-        name = queue_name(self._node)
-        app.conf.task_queues = [Queue(name, Exchange(name), routing_key=name, no_ack=True)]
+        app.conf.task_queues = [bell(self._node)]
         app.task(self._rung, name=TASK, ignore_result=True, shared=False)
         app.set_default()  # the pool's threads look the task up in the process's default application
         app.finalize()
@@ -66,7 +63,6 @@ class DoorbellWorker:
             app=app,
             hostname=f"trainer@{self._node}",
             concurrency=1,
-            queues=[name],
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,

@@ -8,6 +8,7 @@ import threading
 from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
+from kombu import Exchange, Queue
 
 from shared import valkey
 
@@ -22,6 +23,13 @@ TIMEOUT_S = 2.0
 def queue_name(node: str) -> str:
     """The queue that a node's worker listens to."""
     return f"node.{node}"
+
+
+def bell(node: str) -> Queue:
+    """The queue as a worker listens to it: without acknowledgements, since one that met a dying server was seen to hide
+    its loss and to leave the worker connected and deaf."""
+    name = queue_name(node)
+    return Queue(name, Exchange(name), routing_key=name, no_ack=True)
 
 
 def broker_url(redis_url: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from shared.doorbell.celery import TASK, make_celery, queue_name
+from shared.doorbell.celery import TASK, bell, make_celery
 
 
 def main(redis_url: str, node: str) -> None:
@@ -17,7 +17,8 @@ def main(redis_url: str, node: str) -> None:
     def look(job_id: str, attempt: int) -> None:
         print("heard", job_id, attempt, file=sys.__stdout__, flush=True)
 
-    app.Worker(pool="threads", concurrency=1, queues=[queue_name(node)], loglevel="WARNING").start()
+    app.conf.task_queues = [bell(node)]
+    app.Worker(pool="threads", concurrency=1, loglevel="WARNING").start()
 
 
 if __name__ == "__main__":

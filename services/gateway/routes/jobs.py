@@ -13,7 +13,7 @@ from services.gateway.bodies import After, Asking, Limit
 from services.gateway.errors import BadRequest
 from services.gateway.gateway import Here
 from services.gateway.steering import steer
-from services.gateway.streams import page_of, position, stream, wants_stream
+from services.gateway.streams import begin, page_of, position, stream, wants_stream
 from services.gateway.submit import WantedJob, retry_job, submit_job
 from services.gateway.view.paging import Order
 from shared.contracts.jobs import CancelJob, JobStatus, PauseJob, ResumeJob
@@ -104,10 +104,10 @@ def events(
 ) -> Response | dict[str, Any]:
     """What happened to a job, oldest first: a page, or server-sent events until the job has ended."""
     state = here.view.jobs.get(caller.tenant, job_id)
+    read = here.view.records.events
     if wants_stream(request, stream_):
-        cursor = position(last_event_id, "Last-Event-ID") or position(after)
-        return stream(here, caller.tenant, state, here.view.records.events, cursor, "job.event")
-    return page_of(here.view.records.events(state, position(after), limit), job_id, "job.event")
+        return stream(here, caller.tenant, state, read, begin(last_event_id, after), "job.event")
+    return page_of(read(state, position(after), limit), job_id, "job.event")
 
 
 @router.get("/{job_id}/logs", response_model=None)
@@ -123,10 +123,10 @@ def logs(
 ) -> Response | dict[str, Any]:
     """What a job printed, oldest first: a page, or server-sent events until the job has ended."""
     state = here.view.jobs.get(caller.tenant, job_id)
+    read = here.view.records.logs
     if wants_stream(request, stream_):
-        cursor = position(last_event_id, "Last-Event-ID") or position(after)
-        return stream(here, caller.tenant, state, here.view.records.logs, cursor, "job.log")
-    return page_of(here.view.records.logs(state, position(after), limit), job_id, "job.log")
+        return stream(here, caller.tenant, state, read, begin(last_event_id, after), "job.log")
+    return page_of(read(state, position(after), limit), job_id, "job.log")
 
 
 @router.get("/{job_id}/metrics")
