@@ -9,7 +9,6 @@ The promise is p95 ≤ 100 ms from the 202 to the child's start, on an idle mach
 from __future__ import annotations
 
 import argparse
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from llmos.client import LLMOS
+from tests.ports import free_port
 
 
 def main() -> None:
@@ -60,12 +60,6 @@ def started_at(client: LLMOS, job_id: str) -> float:
 def report(name: str, seconds: list[float]) -> None:
     p95 = quantiles(seconds, n=20)[-1]
     print(f"{name}: p50 {1e3 * median(seconds):.1f} ms, p95 {1e3 * p95:.1f} ms over {len(seconds)}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

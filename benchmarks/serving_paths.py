@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from asyncio.subprocess import Process
@@ -37,6 +36,7 @@ from shared.contracts.deployments import (
 )
 from shared.processes import die_with_parent
 from shared.settings import Settings
+from tests.ports import free_port
 from tests.servers import valkey
 
 REF = "bench@1"
@@ -162,10 +162,3 @@ async def until_it_answers(target: Target, dead: Callable[[], bool], logs: Path)
             return
         await asyncio.sleep(0.5)
     raise RuntimeError(f"{target.url} does not answer; its logs are in {logs}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 from llmos.client import LLMOS
 from llmos.embedded.layout import Layout
 from llmos.embedded.running import running
+from tests.ports import free_port
 from tests.waiting import eventually
 
 # Quicker than the defaults, so that faults are seen in seconds.
@@ -86,9 +86,3 @@ class System:
         """The ends of all logs, for a failed test."""
         files = sorted(self.layout.logs.glob("*.log"))
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

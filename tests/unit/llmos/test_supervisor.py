@@ -21,6 +21,7 @@ from llmos.embedded.running import running
 from llmos.embedded.supervisor import Supervisor
 from shared.processes import birth_of
 from shared.settings import SettingsError
+from tests.ports import free_port
 from tests.waiting import eventually
 
 GATEWAY = """
@@ -55,12 +56,6 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
     monkeypatch.setattr(module, "service", service)
     return codes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
