@@ -113,7 +113,7 @@ class Service:
 def leadership_of(settings: Settings, engine: Engine) -> Leadership:
     """Raises SettingsError where the database has no way to elect a leader yet."""
     if engine.dialect.name != "sqlite" or not engine.url.database:
-        raise SettingsError(f"LLMOS_DB_URL: the scheduler needs sqlite:///file (it is {settings.db_url!r})")
+        raise SettingsError(f"LLMOS_DB_URL: the scheduler needs sqlite:///file (it is {engine.url})")
     return FileLeadership(Path(f"{engine.url.database}.leader"))
 
 

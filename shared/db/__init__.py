@@ -9,7 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
+
+from shared.settings import SettingsError
 
 
 def open_database(url: str) -> Engine:
@@ -17,9 +20,10 @@ def open_database(url: str) -> Engine:
 
     SQLite runs with WAL and `synchronous=FULL`: what is committed survives a power cut. Every write transaction takes
     the lock at its beginning, so that two writers wait for each other instead of failing halfway.
+    Raises SettingsError for a URL that names no database, or one whose driver is not installed.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+        return _open_server(url)
     file = make_url(url).database
     if file:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +31,15 @@ def open_database(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _open_server(url: str) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except ArgumentError as error:  # its message never holds the password
+        raise SettingsError(f"LLMOS_DB_URL: sqlite:///file or postgresql+psycopg://… is needed: {error}") from None
+    except ImportError as error:
+        raise SettingsError(f"LLMOS_DB_URL: its driver is not installed: {error}") from None
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -115,7 +115,7 @@ def test_a_database_it_cannot_lead_on_stops_the_start_with_a_sentence(
     processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    url = "postgresql+psycopg://nobody@localhost:1/none"
+    url = "postgresql+nodriver://nobody@localhost:1/none"
     processes.append(start(tmp_path, "memory://", log, LLMOS_DB_URL=url))
     assert processes[0].wait(30) == 2
     assert "LLMOS_DB_URL" in log.read_text()

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
 from shared.db import migrate, newest_version, open_database
+from shared.settings import SettingsError
 
 PACKAGES = [f"services.{service}.migrations" for service in ("gateway", "registry", "scheduler")]
 
@@ -36,3 +37,12 @@ def test_a_database_is_migrated_once_and_its_next_start_loads_no_alembic(package
     again = "import sys; from shared.db import migrate, open_database; "
     again += f"migrate(open_database({url!r}), {package!r}); assert 'alembic' not in sys.modules"
     subprocess.run([sys.executable, "-c", again], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "postgresql+nodriver://me:secret@localhost/x", "mysql+aiomysql://me:secret@localhost/x"]
+)
+def test_a_url_that_names_no_usable_database_is_refused_in_a_sentence_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError, match="LLMOS_DB_URL") as refused:
+        open_database(url)
+    assert "secret" not in str(refused.value)
