@@ -16,6 +16,9 @@ from llmos.cli.session import session_of
 from llmos.client import LLMOS
 from llmos.errors import LLMOSError
 
+READY_S = 1800.0
+"""Enough to pull some ten GB over a usual line and to load them twice."""
+
 
 def register(app: typer.Typer) -> None:
     for command in (deploy, scale, undeploy):
@@ -38,7 +41,7 @@ def deploy(
         typer.Option("--engine-arg", "-e", metavar="NAME=VALUE", help="For vLLM: `-e max_model_len=2048`."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it answers.")] = True,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait (default: no limit).")] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait.")] = READY_S,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model: afterwards the OpenAI API answers for it. Again with the same name changes it."""
@@ -85,17 +88,20 @@ def undeploy(
 
 
 def wait_ready(
-    client: LLMOS, name: str, quiet: bool = False, timeout_s: float | None = None, on: Console = console
+    client: LLMOS, name: str, quiet: bool = False, timeout_s: float = READY_S, on: Console = console
 ) -> Json:
     """The deployment once all its replicas are ready, or it has failed. Raises LLMOSError after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+    deadline = time.monotonic() + timeout_s
     with on.status(name) if not quiet else _Silent() as line:
         while True:
             state = client.get_deployment(name)
             if state["status"] in ("ready", "failed", "stopped"):
                 return state
             if time.monotonic() > deadline:
-                raise LLMOSError(f"{name} is not ready after {timeout_s:g} s: {_stage(state)}")
+                raise LLMOSError(
+                    f"{name} is not ready after {timeout_s:g} s: {_stage(state)}. It goes on without this command: "
+                    "look with `llmos status`, wait longer with --timeout, or take it down with `llmos undeploy`."
+                )
             line.update(Text(f"{name}: {_stage(state)}"))
             time.sleep(0.2)
 

@@ -21,9 +21,11 @@ from llmos.cli.session import Session, session_of
 from llmos.embedded.address import not_ready
 from llmos.embedded.errors import UpError
 from llmos.embedded.running import Running, running
-from llmos.embedded.supervisor import Supervisor, already_up, unusable
+from llmos.embedded.supervisor import START_S, Supervisor, already_up, unusable
 
 STOP_S = 180
+LAST_WORDS_S = 30.0
+"""For a start that has given up: to stop what it started and to say why."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -41,13 +43,14 @@ def up(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that the start may take.")] = START_S,
     as_json: AsJson = False,
 ) -> None:
     """Start LLM OS on this machine. Ctrl-C stops it; all jobs and models stay."""
     session = session_of(context)
     key_file = session.layout.key_file
     if detach:
-        here = start_detached(session, host, port)
+        here = start_detached(session, host, port, timeout)
         value = {"url": here.url, "pid": here.pid, "home": str(session.home), "key_file": str(key_file)}
         show(value, as_json, lambda: say(f"LLM OS is up at {here.url}; its key is in {key_file}"))
         return
@@ -55,7 +58,7 @@ def up(
     stopping = threading.Event()
     try:
         with interruptible(stopping):
-            supervisor.start(_step)
+            supervisor.start(_step, timeout)
         value = {"url": supervisor.url, "pid": os.getpid(), "home": str(session.home), "key_file": str(key_file)}
         show(
             value, as_json, lambda: say(f"LLM OS is up at {supervisor.url}; its key is in {key_file}; Ctrl-C stops it")
@@ -92,13 +95,14 @@ class interruptible:  # noqa: N801 - reads as a context
         raise Interrupted
 
 
-def start_detached(session: Session, host: str, port: int, timeout_s: float = 180) -> Running:
+def start_detached(session: Session, host: str, port: int, timeout_s: float = START_S) -> Running:
     """Run `llmos up` in a session of its own and return once it serves. Raises UpError, and leaves nothing running."""
     layout = session.layout
     if other := running(layout):
         raise already_up(layout, other)
     log_file = layout.logs / "llmos.log"
-    command = [sys.executable, "-m", "llmos", "--home", str(layout.home), "up", "--host", host, "--port", str(port)]
+    options = ["--host", host, "--port", str(port), "--timeout", str(timeout_s)]
+    command = [sys.executable, "-m", "llmos", "--home", str(layout.home), "up", *options]
     try:
         layout.create()
         with log_file.open("wb") as log:
@@ -108,7 +112,7 @@ def start_detached(session: Session, host: str, port: int, timeout_s: float = 18
     except OSError as error:
         raise unusable(layout, error) from error
     try:
-        return _await_serving(process, session, log_file, time.monotonic() + timeout_s)
+        return _await_serving(process, session, log_file, time.monotonic() + timeout_s + LAST_WORDS_S)
     except BaseException:  # also Ctrl-C: what nobody waits for any more must not stay
         process.terminate()
         process.wait()

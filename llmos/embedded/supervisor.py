@@ -26,6 +26,8 @@ GRACE_S = 10.0
 REPORTING_S = {"inference": 15.0, "trainer": 30.0}
 """Beyond the time that the settings give running answers and last checkpoints: to upload and to report."""
 CRASHES_AT_START = 3
+START_S = 180.0
+"""Long, since a big append-only file is read before the queues answer."""
 LOCK_PATIENCE_S = 1.0
 """A command that looks who holds the lock holds it for an instant itself."""
 
@@ -40,14 +42,17 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._lock: IO[str] | None = None
         self._grace_s: dict[str, float] = {}
+        self._timeout_s = START_S
+        self._ready_by = 0.0
 
     @property
     def url(self) -> str:
         """Where this machine reaches the gateway."""
         return url_of(self.host, self.port)
 
-    def start(self, on_step: Callable[[str], None] = lambda _: None) -> None:
+    def start(self, on_step: Callable[[str], None] = lambda _: None, timeout_s: float = START_S) -> None:
         """Start everything and return when the gateway can serve. Raises UpError, SettingsError."""
+        self._timeout_s, self._ready_by = timeout_s, time.monotonic() + timeout_s
         settings = load_settings(home=self.layout.home)
         self._grace_s = {
             "inference": settings.drain_timeout_s + REPORTING_S["inference"],
@@ -151,10 +156,8 @@ class Supervisor:
             "LLMOS_PORT": str(self.port),
         }
 
-    def _await_valkey(self, socket_file: Path, name: str, timeout_s: float = 60) -> None:
-        # Long, since a big append-only file is read before the first answer.
+    def _await_valkey(self, socket_file: Path, name: str) -> None:
         client = redis.Redis(unix_socket_path=str(socket_file), socket_timeout=2)
-        deadline = time.monotonic() + timeout_s
         while True:
             try:
                 client.ping()
@@ -162,12 +165,11 @@ class Supervisor:
                 return
             except redis.RedisError as error:
                 self._check_alive(name)
-                if time.monotonic() > deadline:
-                    raise UpError(f"{name} does not answer after {timeout_s:.0f} s: {error}") from error
+                if time.monotonic() > self._ready_by:
+                    raise self._too_late(f"{name} does not answer", str(error)) from error
                 time.sleep(0.02)
 
-    def _await_gateway(self, on_step: Callable[[str], None], timeout_s: float = 90) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _await_gateway(self, on_step: Callable[[str], None]) -> None:
         said = ""
         while True:
             self.tend()
@@ -181,11 +183,15 @@ class Supervisor:
             if missing and missing != said:
                 on_step(f"waiting: {missing}")
                 said = missing
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._ready_by:
                 for name in SERVICES:
                     self._check_alive(name)
-                raise UpError(f"the gateway is not ready after {timeout_s:.0f} s: {missing or 'no answer'}")
+                raise self._too_late("the gateway is not ready", missing or "no answer")
             time.sleep(0.05)
+
+    def _too_late(self, what: str, why: str) -> UpError:
+        advice = f"Look into {self.layout.logs}, or give it more time with --timeout."
+        return UpError(f"{what} after {self._timeout_s:g} s: {why}. {advice}")
 
     def _check_alive(self, name: str) -> None:
         child = self.children[name]

@@ -60,7 +60,7 @@ import sys
 from pathlib import Path
 from llmos.cli import main
 from llmos.embedded import supervisor
-supervisor.get_binary_path = lambda: Path({str(deaf)!r})
+supervisor.valkey_server = lambda: Path({str(deaf)!r})
 supervisor.check_port = lambda *_: None
 sys.argv = ["llmos", "--home", {str(home)!r}, "up"]
 main()

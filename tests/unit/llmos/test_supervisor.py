@@ -118,6 +118,19 @@ def test_a_service_that_cannot_start_says_why_and_nothing_stays(layout: Layout, 
     assert not any(map(birth_of, everyone))
 
 
+def test_a_start_has_only_the_time_it_is_given(layout: Layout, programs: dict[str, str]) -> None:
+    programs["gateway"] = IDLE
+    supervisor = Supervisor(layout, "127.0.0.1", free_port())
+    try:
+        with pytest.raises(UpError, match=r"after 0 s: .* or give it more time with --timeout"):
+            supervisor.start(timeout_s=0)
+    finally:
+        everyone = pids(supervisor)
+        supervisor.stop()
+    assert everyone
+    assert not any(map(birth_of, everyone))
+
+
 def test_the_next_up_ends_what_a_killed_one_left(layout: Layout, programs: dict[str, str]) -> None:
     layout.create()
     left = Child(Program("trainer", [sys.executable, "-c", IDLE]), layout.logs / "trainer.log")
