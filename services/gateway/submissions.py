@@ -15,12 +15,12 @@ from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from structlog import get_logger
 
-from services.gateway.errors import Conflict, Unavailable
+from services.gateway.errors import Conflict, TooLarge, Unavailable
 from services.gateway.outbox import Outbox, in_the_way, write_down
 from services.gateway.sql import reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError
-from shared.contracts.message import Message
+from shared.contracts.message import MAX_MESSAGE_BYTES, Message
 from shared.contracts.topics import Topic
 from shared.settings import Settings
 
@@ -89,8 +89,9 @@ class Submissions:
     def accept(self, asked: Asked, order: Order, alongside: Callable[[Connection], object] | None = None) -> Accepted:
         """Commit the order, and what `alongside` writes, in one transaction; then publish.
 
-        Raises Conflict as `earlier` does, and Unavailable when too much waits for the bus.
+        Raises Conflict as `earlier` does, TooLarge, and Unavailable when too much waits for the bus.
         """
+        _check_size(order.command)
         if asked.traceparent:
             order = replace(order, command=order.command.changed(traceparent=asked.traceparent))
         try:
@@ -137,6 +138,16 @@ class Submissions:
                 retry_after_s=10,
                 code="bus_away",
             )
+
+
+def _check_size(command: Message) -> None:
+    size_bytes = len(command.encode())
+    if size_bytes > MAX_MESSAGE_BYTES:
+        raise TooLarge(
+            f"The request comes to {size_bytes} bytes, more than the {MAX_MESSAGE_BYTES} that go through the queue: "
+            "send data as a file through /v1/files and name the file here.",
+            code="body_too_large",
+        )
 
 
 def _earlier(sql: Connection, asked: Asked) -> Accepted | None:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from shared.contracts.artifacts import ArtifactKind, Manifest, PublishArtifact
+from shared.contracts.message import MAX_MESSAGE_BYTES
 
 LATEST = "latest"
 WEIGHTS = frozenset({ArtifactKind.model, ArtifactKind.adapter})
@@ -27,7 +28,6 @@ MAGIC = {
 PICKLE = re.compile(rb"\x80[\x02-\x05]|\(?c[A-Za-z_][\w.]*\r?\n[A-Za-z_][\w.]*\r?\n")
 """How pickles of protocol 2 and up begin, and those of protocol 0 that name a global first."""
 HEAD_BYTES = 512
-MAX_MANIFEST_BYTES = 512 * 2**10
 
 
 class Refused(Exception):
@@ -146,7 +146,7 @@ def enriched(manifest: Manifest, command: PublishArtifact, version: int, created
 
 def check_manifest_size(size_bytes: int) -> None:
     """A version's state travels on the bus. Raises Refused."""
-    if size_bytes > MAX_MANIFEST_BYTES:
+    if size_bytes > MAX_MESSAGE_BYTES:
         raise Refused(
-            f"the manifest has {size_bytes} bytes, more than {MAX_MANIFEST_BYTES}: pack the files into fewer ones"
+            f"the manifest has {size_bytes} bytes, more than {MAX_MESSAGE_BYTES}: pack the files into fewer ones"
         )

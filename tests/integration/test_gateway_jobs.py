@@ -237,3 +237,10 @@ def test_inputs_are_pinned_to_versions(world: GatewayWorld, here: Running) -> No
     job_id = here.submit(inputs={"data": file_id})
     assert here.job(job_id)["inputs"] == {"data": f"{file_id}@1"}
     assert world.scheduler.submits[-1].spec.inputs["data"].manifest_key
+
+
+def test_a_job_too_large_for_the_queue_is_refused_with_the_way_out(here: Running) -> None:
+    answer = here.http.post("/v1/jobs", json={"type": "probe", "params": {"log_line": "x" * 2**19}})
+    assert answer.status_code == 413
+    assert "/v1/files" in answer.json()["error"]["message"]
+    assert listed(here) == []

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.registry.domain import (
-    MAX_MANIFEST_BYTES,
     Artifact,
     Refused,
     check_content,
@@ -18,6 +17,7 @@ from services.registry.domain import (
     enriched,
 )
 from shared.contracts.artifacts import ArtifactKind, Manifest, ManifestFile, PublishArtifact
+from shared.contracts.message import MAX_MESSAGE_BYTES
 
 KIND = ArtifactKind.model
 
@@ -166,6 +166,6 @@ def test_a_manifest_says_where_it_comes_from() -> None:
 
 
 def test_a_manifest_fits_onto_the_bus() -> None:
-    check_manifest_size(MAX_MANIFEST_BYTES)
+    check_manifest_size(MAX_MESSAGE_BYTES)
     with pytest.raises(Refused, match="pack the files"):
-        check_manifest_size(MAX_MANIFEST_BYTES + 1)
+        check_manifest_size(MAX_MESSAGE_BYTES + 1)
