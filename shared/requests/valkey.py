@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ KEPT_ITEMS = 10_000
 """More than a replica ever holds; older ones are dropped."""
 KEPT_S = 60
 """An inbox that nobody writes to is forgotten after so long."""
+BATCH_BYTES = 1 << 20
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 
@@ -36,15 +39,15 @@ class ValkeyRequests:
     def __init__(self, url: str) -> None:
         self._url = url
         self._server = valkey.async_client(url)
+        self._leaving: deque[_Leaving] = deque()
+        self._sending: asyncio.Task[None] | None = None
 
     async def send(self, to: str, item: Request | Cancel) -> None:
-        pipe = self._server.pipeline(transaction=False)
-        pipe.xadd(stream(to), {"i": encode_item(item)}, maxlen=KEPT_ITEMS, approximate=True)
-        pipe.expire(stream(to), KEPT_S)
-        try:
-            await pipe.execute()
-        except (redis.RedisError, OSError) as error:
-            raise RequestsUnavailable(f"the server for requests did not take one: {error}") from error
+        leaving = _Leaving(stream(to), encode_item(item), asyncio.get_running_loop().create_future())
+        self._leaving.append(leaving)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+        await leaving.taken
 
     @asynccontextmanager
     async def inbox(self, me: str) -> AsyncIterator[AsyncIterator[Request | Cancel]]:
@@ -58,7 +61,54 @@ class ValkeyRequests:
             await server.aclose()
 
     async def close(self) -> None:
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
         await self._server.aclose()
+
+    async def _send_all(self) -> None:
+        """What comes while a round trip is under way goes together in the next one: most of its cost is per trip."""
+        while self._leaving:
+            batch = self._next_batch()
+            try:
+                answers = await self._round_trip(batch)
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                answers = [error] * len(batch)
+            for leaving, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Exception):
+                    leaving.refuse(answer)
+                elif not leaving.taken.done():
+                    leaving.taken.set_result(None)
+        self._sending = None
+
+    def _next_batch(self) -> list[_Leaving]:
+        batch, size = [], 0
+        while self._leaving and size < BATCH_BYTES:
+            batch.append(self._leaving.popleft())
+            size += len(batch[-1].raw)
+        return batch
+
+    async def _round_trip(self, batch: list[_Leaving]) -> list[Any]:
+        """What the server answered to each."""
+        pipe = self._server.pipeline(transaction=False)
+        for leaving in batch:
+            pipe.xadd(leaving.stream, {"i": leaving.raw}, maxlen=KEPT_ITEMS, approximate=True)
+        for name in {leaving.stream for leaving in batch}:
+            pipe.expire(name, KEPT_S)
+        answers = await pipe.execute(raise_on_error=False)
+        return answers[: len(batch)]
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """An item on its way to an inbox. `taken` is done once the server has it."""
+
+    stream: str
+    raw: bytes
+    taken: asyncio.Future[None]
+
+    def refuse(self, error: Exception) -> None:
+        if not self.taken.done():  # a caller that was cancelled waits no longer
+            self.taken.set_exception(RequestsUnavailable(f"the server for requests did not take one: {error}"))
 
 
 class _Inbox:
