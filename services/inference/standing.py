@@ -76,6 +76,7 @@ class Standing:
             restarts=self.restarts,
             boot_id=self._boot_id,
             seq=self._seq,
+            deployment_version=self.seat.version,
             **self._facts,
         )
         self._say(self.seat.replica_id, status)

@@ -11,9 +11,20 @@ from pydantic import Field
 
 from services.scheduler.placement import Need, Rooms, Use
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin, ArtifactVersionState, version_key
-from shared.contracts.deployments import DeploymentSpec, DesiredDeployment, ReplicaPlace, deployment_key
+from shared.contracts.deployments import (
+    DeploymentSpec,
+    DesiredDeployment,
+    ReplicaFailure,
+    ReplicaPlace,
+    ReplicaState,
+    ReplicaStatus,
+    deployment_key,
+)
 from shared.contracts.message import Value
 from shared.contracts.nodes import Role
+
+TRIED_NODES = 3
+"""A deployment that failed on so many nodes, and on as many as it has replicas, would fail on the next one too."""
 
 
 class Deployment(Value):
@@ -30,6 +41,10 @@ class Deployment(Value):
     """Oldest first."""
     leaving: list[ReplicaPlace] = Field(default_factory=list)
     """Replicas nobody wants any more, which hold their devices until their node no longer lists them."""
+    asked_version: int = 0
+    """The version at which a person deployed or scaled it last: what failed before that does not count."""
+    failures: list[ReplicaFailure] = Field(default_factory=list)
+    """Since then, oldest first, one a node: those nodes are not tried again."""
     problem: str = ""
     deleted: bool = False
 
@@ -57,6 +72,7 @@ def desired_deployment(deployment: Deployment) -> DesiredDeployment | None:
         spec=deployment.spec.changed(adapters=deployment.adapters),
         replicas=deployment.replicas,
         problem=deployment.problem,
+        failures=deployment.failures,
     )
 
 
@@ -97,11 +113,37 @@ class Artifacts:
         return [each.pin for each in sorted(found, key=lambda each: each.created_at, reverse=True)]
 
 
+class GivenUp:
+    """Replicas that their agents do not start any more, by their last status."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, ReplicaStatus] = {}
+
+    def saw(self, replica_id: str, status: ReplicaStatus | None) -> bool:
+        """A replica's status as it is now; None: it is gone. Returns whether it was given up."""
+        if status is None or status.state is not ReplicaState.failed:
+            self._statuses.pop(replica_id, None)
+            return False
+        self._statuses[replica_id] = status
+        return True
+
+    def failure(self, deployment: Deployment, seat: ReplicaPlace) -> ReplicaFailure | None:
+        """Why the seat's replica was given up; None where it was not, or was before the deployment was last asked for.
+
+        Agents that do not say which version they follow are believed.
+        """
+        status = self._statuses.get(seat.replica_id)
+        if status is None or 0 < status.deployment_version < deployment.asked_version:
+            return None
+        return ReplicaFailure(replica_id=seat.replica_id, node=seat.node, reason=status.reason, at=status.at)
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a plan is made from besides the deployment."""
 
     artifacts: Artifacts
+    given_up: GivenUp
     is_gone: Callable[[str], bool]
     """Whether an inference node has been silent for too long."""
     still_there: Callable[[ReplicaPlace], bool]
@@ -110,16 +152,21 @@ class Surroundings:
 
 
 def changed_spec(deployment: Deployment, spec: DeploymentSpec) -> Deployment:
-    """Deployed anew: replicas keep their seats, unless those have become too small or too large."""
+    """Asked for anew: it may be tried again wherever it failed, so even the same spec makes a new version.
+
+    Replicas keep their seats, unless those have become too small or too large.
+    """
+    version = deployment.version + 1
+    asked = deployment.changed(spec=spec, deleted=False, failures=[], version=version, asked_version=version)
     if deployment.deleted or spec.resources == deployment.spec.resources:
-        return _changed(deployment, spec=spec, deleted=False)
-    return _changed(deployment, spec=spec, replicas=[], leaving=[*deployment.leaving, *deployment.replicas])
+        return asked
+    return asked.changed(replicas=[], leaving=[*deployment.leaving, *deployment.replicas])
 
 
 def undeployed(deployment: Deployment) -> Deployment:
     """Gone for readers and agents; the row stays, so that versions go on growing if the name is deployed again."""
     leaving = [*deployment.leaving, *deployment.replicas]
-    return _changed(deployment, deleted=True, replicas=[], leaving=leaving, adapters=[], problem="")
+    return _changed(deployment, deleted=True, replicas=[], leaving=leaving, adapters=[], failures=[], problem="")
 
 
 def plan(deployment: Deployment, rooms: Rooms, around: Surroundings) -> Deployment:
@@ -133,25 +180,40 @@ def plan(deployment: Deployment, rooms: Rooms, around: Surroundings) -> Deployme
     spec = deployment.spec
     need = rooms.need(spec.resources.changed(nodes=1), wants_device=True)
     model_there = around.artifacts.has(deployment.tenant, spec.model)
-    seats, dropped = deployment.replicas[: spec.replicas], deployment.replicas[spec.replicas :]
+    going, given_up = _without_given_up(deployment, around)
+    seats, dropped = going.replicas[: spec.replicas], given_up + going.replicas[spec.replicas :]
     if model_there:
-        seats = [_seat_elsewhere(deployment, seat, need, rooms, around) or seat for seat in seats]
-        seats += _new_seats(deployment, spec.replicas - len(seats), need, rooms, around)
+        seats = [_seat_elsewhere(going, seat, need, rooms, around) or seat for seat in seats]
+        seats += _new_seats(going, spec.replicas - len(seats), need, rooms, around)
     adapters, missing = _adapters(deployment, around.artifacts)
     waiting = sorted({seat.node for seat in seats if around.is_gone(seat.node)})
     problems = [
         "" if model_there else f"the model {spec.model.ref} is not in the registry",
         f"not in the registry: {', '.join(missing)}" if missing else "",
         f"waits for the node {', '.join(waiting)}, which does not answer" if waiting else "",
-        _too_few(len(seats), spec.replicas, need, rooms) if model_there else "",
+        _too_few(going, len(seats), need, rooms) if model_there else "",
     ]
     return _changed(
         deployment,
         replicas=seats,
         leaving=leaving + [seat for seat in dropped if not around.is_gone(seat.node)],
         adapters=adapters,
+        failures=going.failures,
         problem="; ".join(filter(None, problems)),
     )
+
+
+def _without_given_up(deployment: Deployment, around: Surroundings) -> tuple[Deployment, list[ReplicaPlace]]:
+    """The deployment with its failed replicas noted as such, and the seats that they give back."""
+    failed = {
+        seat.replica_id: failure
+        for seat in deployment.replicas
+        if (failure := around.given_up.failure(deployment, seat))
+    }
+    by_node = {failure.node: failure for failure in [*deployment.failures, *failed.values()]}
+    replicas = [seat for seat in deployment.replicas if seat.replica_id not in failed]
+    going = deployment.changed(replicas=replicas, failures=list(by_node.values()))
+    return going, [seat for seat in deployment.replicas if seat.replica_id in failed]
 
 
 def _seat_elsewhere(
@@ -167,9 +229,13 @@ def _seat_elsewhere(
 def _new_seats(
     deployment: Deployment, count: int, need: Need, rooms: Rooms, around: Surroundings
 ) -> list[ReplicaPlace]:
+    """Not on nodes where it failed; after a failure the largest nodes are tried first."""
+    failed_on = {failure.node for failure in deployment.failures}
+    if len(failed_on) >= max(TRIED_NODES, deployment.spec.replicas):
+        return []
     found = []
     for _ in range(count):
-        place = rooms.find(need)
+        place = rooms.find(need, never=failed_on, largest_first=bool(failed_on))
         if place is None:
             break
         seat = ReplicaPlace(replica_id=around.new_id(deployment.name), node=place[0].node, devices=place[0].devices)
@@ -187,9 +253,14 @@ def _adapters(deployment: Deployment, artifacts: Artifacts) -> tuple[list[Artifa
     return asked + [pin for pin in adopted if pin not in asked][:room], missing
 
 
-def _too_few(placed: int, wanted: int, need: Need, rooms: Rooms) -> str:
+def _too_few(deployment: Deployment, placed: int, need: Need, rooms: Rooms) -> str:
+    wanted = deployment.spec.replicas
     if placed >= wanted:
         return ""
+    if failures := deployment.failures:
+        nodes = ", ".join(sorted(failure.node for failure in failures))
+        again = f"{placed} of {wanted} replicas are placed; deploy or scale it again to try once more"
+        return f"failed on {nodes}: {failures[-1].reason} ({again})"
     why = rooms.why_never(need) or "no inference node has room for more"
     return f"{placed} of {wanted} replicas are placed: {why}"
 

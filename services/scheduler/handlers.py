@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 
 from services.scheduler.clock import Clock
-from services.scheduler.deployments import Artifacts, Deployment, changed_spec, undeployed
+from services.scheduler.deployments import Artifacts, Deployment, GivenUp, changed_spec, undeployed
 from services.scheduler.domain import Job, new_job, undecodable_job
 from services.scheduler.ledger import Ledger
 from services.scheduler.liveness import Liveness
 from services.scheduler.truth import Work
 from shared.bus.port import BrokenRecord, Poison, Record
 from shared.contracts.artifacts import ArtifactVersionState, CommandDone, CommandRejected
-from shared.contracts.deployments import Deploy, Scale, Undeploy, deployment_key
+from shared.contracts.deployments import Deploy, ReplicaStatus, Scale, Undeploy, deployment_key
 from shared.contracts.jobs import CancelJob, PauseJob, ResumeJob, RunMessage, SubmitJob
 from shared.contracts.message import Message
 from shared.contracts.nodes import NodeHeartbeat
@@ -26,10 +26,18 @@ DeploymentCommand = Deploy | Scale | Undeploy
 class Handlers:
     """Each batch is one decision of the ledger. `wake` has the reconciler look at what became possible."""
 
-    def __init__(self, ledger: Ledger, liveness: Liveness, artifacts: Artifacts, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        liveness: Liveness,
+        artifacts: Artifacts,
+        given_up: GivenUp,
+        wake: Callable[[], None],
+    ) -> None:
         self._ledger = ledger
         self._liveness = liveness
         self._artifacts = artifacts
+        self._given_up = given_up
         self._wake = wake
 
     @property
@@ -121,7 +129,7 @@ class Handlers:
                     self._ledger.set_deployment(work, after)
         self._wake()
 
-    # ── What is followed: registry.state and nodes.heartbeats ──
+    # ── What is followed: registry.state, deployments.status and nodes.heartbeats ──
 
     def registry_state(self, record: Record) -> None:
         version = record.message
@@ -132,6 +140,12 @@ class Handlers:
     def registry_caught_up(self) -> None:
         self._artifacts.caught_up = True
         self._wake()
+
+    def replica_status(self, record: Record) -> None:
+        """Remembered, not written down: the next look writes what follows, and the topic shows it until then."""
+        status = record.message
+        if (status is None or isinstance(status, ReplicaStatus)) and self._given_up.saw(record.key, status):
+            self._wake()
 
     def heartbeat(self, record: Record) -> None:
         if isinstance(record.message, NodeHeartbeat):

@@ -15,7 +15,7 @@ import shared.doorbell
 from services.scheduler import metrics
 from services.scheduler.clock import Clock, SystemClock
 from services.scheduler.comparison import Comparison
-from services.scheduler.deployments import Artifacts
+from services.scheduler.deployments import Artifacts, GivenUp
 from services.scheduler.handlers import Handlers
 from services.scheduler.leadership import FileLeadership, Leadership
 from services.scheduler.ledger import Ledger
@@ -28,6 +28,7 @@ from services.scheduler.truth import Deposed, Truth, take_over
 from shared.bus.port import Bus, BusError, Subscription
 from shared.contracts.topics import (
     DEPLOYMENTS_COMMANDS,
+    DEPLOYMENTS_STATUS,
     JOBS_COMMANDS,
     JOBS_EVENTS,
     NODES_HEARTBEATS,
@@ -66,12 +67,13 @@ class Service:
         self.outbox = Outbox(self.truth, bus, doorbell, clock)
         self.ledger = Ledger(self.truth, clock, limits, on_written=self.outbox.wake)
         self.artifacts = Artifacts()
+        self.given_up = GivenUp()
         self.liveness = Liveness(clock, settings.heartbeat_timeout_s, settings.stop_grace_s)
-        self.scheduler = Scheduler(self.ledger, self.liveness, self.artifacts, settings)
+        self.scheduler = Scheduler(self.ledger, self.liveness, self.artifacts, self.given_up, settings)
         self.liveness.on_change = self.scheduler.wake
         self.comparison = Comparison(self.truth, clock)
         self.monitor = Monitor(self.truth, self.outbox, self.liveness, self.comparison, bus, GROUP, clock)
-        self.handlers = Handlers(self.ledger, self.liveness, self.artifacts, self.scheduler.wake)
+        self.handlers = Handlers(self.ledger, self.liveness, self.artifacts, self.given_up, self.scheduler.wake)
         self._on_failure = on_failure
         self._threads: list[threading.Thread] = []
         self._subscriptions: list[Subscription] = []
@@ -81,6 +83,7 @@ class Service:
         self._subscriptions = [
             bus.follow(NODES_HEARTBEATS, on.heartbeat, self.liveness.all_shown),
             bus.follow(REGISTRY_STATE, on.registry_state, on.registry_caught_up),
+            bus.follow(DEPLOYMENTS_STATUS, on.replica_status),
             *self.comparison.follow(bus),
             bus.subscribe(JOBS_COMMANDS, GROUP, on.job_commands, on_broken=on.broken_job_command),
             bus.subscribe(JOBS_EVENTS, GROUP, on.job_events),

@@ -107,15 +107,26 @@ class Rooms:
             devices = 1 if wants_device and self.any_devices else 0
         return Need(resources.cpus, resources.memory_bytes, devices, resources.nodes)
 
-    def find(self, need: Need, prefer: Collection[str] = (), avoid: Collection[str] = ()) -> list[Place] | None:
+    def find(
+        self,
+        need: Need,
+        prefer: Collection[str] = (),
+        avoid: Collection[str] = (),
+        never: Collection[str] = (),
+        largest_first: bool = False,
+    ) -> list[Place] | None:
         """A place per rank, on nodes of their own, or None: all or nothing.
 
-        `prefer` names nodes that have its files at hand, `avoid` such as did not take it up the last time.
+        `prefer` names nodes that have its files at hand, `avoid` such as did not take it up the last time, `never` such
+        as cannot run it.
         """
-        fitting = [room for room in self.rooms if room.node not in self.held_back and room.fits(need)]
+        closed = {*self.held_back, *never}
+        fitting = [room for room in self.rooms if room.node not in closed and room.fits(need)]
         if len(fitting) < need.nodes:
             return None
         fitting.sort(key=lambda room: (room.node in avoid, room.node not in prefer, room.uses, room.node))
+        if largest_first:
+            fitting.sort(key=lambda room: _size(room.capacity), reverse=True)
         return [self._take(room, need, rank) for rank, room in enumerate(fitting[: need.nodes])]
 
     def hold_back(self, need: Need) -> None:
@@ -158,6 +169,11 @@ def _empty(node: Node) -> Room:
     slots = capacity.slots if node.role is Role.trainer else 1_000_000
     devices = sorted(device.index for device in capacity.devices)
     return Room(node.name, capacity, capacity.cpus, capacity.memory_bytes, devices, slots)
+
+
+def _size(capacity: Capacity) -> tuple[int, int]:
+    """How large a model it may hold: the memory of its largest device, then its own."""
+    return max((device.memory_bytes for device in capacity.devices), default=0), capacity.memory_bytes
 
 
 def _fits_empty(capacity: Capacity, need: Need) -> bool:

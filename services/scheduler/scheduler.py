@@ -12,7 +12,7 @@ from uuid import uuid4
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.scheduler import metrics
-from services.scheduler.deployments import Artifacts, Surroundings, plan
+from services.scheduler.deployments import Artifacts, GivenUp, Surroundings, plan
 from services.scheduler.domain import Job
 from services.scheduler.inputs import AnswerOverdue, BackoffOver, Dispatch, Waits
 from services.scheduler.ledger import Ledger
@@ -37,11 +37,14 @@ TOLD_AT_ONCE = 200
 class Scheduler:
     """Decides what runs where. `wake` makes it look at once; otherwise it looks every `tick_s`."""
 
-    def __init__(self, ledger: Ledger, liveness: Liveness, artifacts: Artifacts, settings: Settings) -> None:
+    def __init__(
+        self, ledger: Ledger, liveness: Liveness, artifacts: Artifacts, given_up: GivenUp, settings: Settings
+    ) -> None:
         self._ledger = ledger
         self._clock = ledger.clock
         self._liveness = liveness
         self._artifacts = artifacts
+        self._given_up = given_up
         self._settings = settings
         self._leading_since = self._clock.now()
         self._served: dict[Line, datetime] = {}
@@ -119,7 +122,7 @@ class Scheduler:
             self._told()
 
     def place_replicas(self) -> None:
-        """Seat the replicas of every deployment, and hand each the adapters it adopts."""
+        """Seat the replicas of every deployment, free the seats of those given up, hand each the adapters it adopts."""
         if not self._artifacts.caught_up:
             return
         with self._ledger.decide() as work:
@@ -203,6 +206,7 @@ class Scheduler:
     def _surroundings(self) -> Surroundings:
         return Surroundings(
             artifacts=self._artifacts,
+            given_up=self._given_up,
             is_gone=lambda node: self._liveness.is_gone(node, Role.inference),
             still_there=lambda seat: self._liveness.lists_replica(seat.node, seat.replica_id),
             new_id=lambda name: f"{name}-{uuid4().hex[:8]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -61,6 +62,15 @@ class ReplicaPlace(Value):
     devices: list[int] = Field(default_factory=list)
 
 
+class ReplicaFailure(Value):
+    """A replica that its agent gave up, so that it lost its seat."""
+
+    replica_id: str
+    node: str
+    reason: str
+    at: datetime
+
+
 class DesiredDeployment(Message):
     """What inference agents converge to, on `deployments.desired` (key: `tenant/name`). A tombstone: stop it all.
 
@@ -72,6 +82,8 @@ class DesiredDeployment(Message):
     spec: DeploymentSpec
     replicas: list[ReplicaPlace] = Field(default_factory=list)
     problem: str = ""
+    failures: list[ReplicaFailure] = Field(default_factory=list)
+    """Where it failed since it was last deployed or scaled, oldest first, one a node: those are not tried again."""
 
 
 class ReplicaState(StrEnum):
@@ -111,6 +123,8 @@ class ReplicaStatus(Message):
     boot_id: str = ""
     """New for every start of the replica's process."""
     seq: int = 0
+    deployment_version: int = 0
+    """The version of the desired deployment that it follows; 0 where the agent does not say."""
 
 
 def deployment_key(tenant: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import orjson
@@ -18,14 +19,24 @@ from services.scheduler.truth import Deposed, take_over
 from shared.bus.memory import MemoryBus, MemoryServer
 from shared.bus.port import Bus
 from shared.contracts.artifacts import ArtifactKind, CommandRejected, PublishArtifact
-from shared.contracts.deployments import Deploy, DeploymentSpec, DesiredDeployment, Scale, Undeploy
-from shared.contracts.jobs import CancelJob, JobSpec, JobTransitioned, PauseJob, ResumeJob, SubmitJob, Wish
+from shared.contracts.deployments import (
+    Deploy,
+    DeploymentSpec,
+    DesiredDeployment,
+    ReplicaPlace,
+    ReplicaState,
+    ReplicaStatus,
+    Scale,
+    Undeploy,
+)
+from shared.contracts.jobs import CancelJob, JobSpec, JobTransitioned, PauseJob, Resources, ResumeJob, SubmitJob, Wish
 from shared.contracts.message import Message
-from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
+from shared.contracts.nodes import Capacity, Device, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import (
     ATTEMPTS_DESIRED,
     DEPLOYMENTS_COMMANDS,
     DEPLOYMENTS_DESIRED,
+    DEPLOYMENTS_STATUS,
     JOBS_COMMANDS,
     JOBS_EVENTS,
     JOBS_STATE,
@@ -442,8 +453,15 @@ def test_a_scheduler_that_was_deposed_writes_nothing_and_ends(tmp_path: Path) ->
 # ── Deployments ──
 
 
-def inference_node(world: World, node: str = "g1") -> None:
-    beat = NodeHeartbeat(node=node, role=Role.inference, boot_id="b", capacity=Capacity(cpus=8, memory_bytes=2**36))
+GPU = Capacity(cpus=8, memory_bytes=2**36, devices=[Device(index=0, kind="H100", memory_bytes=2**36)])
+BEATS = count()
+NO_DEVICE = Resources(devices=0)
+
+
+def inference_node(world: World, node: str = "g1", listed: str = "") -> None:
+    """A word of its agent, which lists one replica or none."""
+    listing = [listed] if listed else []
+    beat = NodeHeartbeat(node=node, role=Role.inference, boot_id="b", capacity=GPU, replicas=listing, seq=next(BEATS))
     world.bus.publish(NODES_HEARTBEATS, node_key(node, Role.inference), beat).result()
 
 
@@ -457,7 +475,7 @@ def test_a_deployment_is_placed_scaled_given_adapters_and_removed(world: World) 
     registry = world.registry()
     model = registry.register("base", ArtifactKind.model)
     inference_node(world)
-    world.deploy(Deploy(name="chat", spec=DeploymentSpec(model=model, replicas=2)))
+    world.deploy(Deploy(name="chat", spec=DeploymentSpec(model=model, replicas=2, resources=NO_DEVICE)))
     placed = eventually(lambda: (d := deployment(world)) and len(d.replicas) == 2 and d)
     assert placed
 
@@ -475,13 +493,73 @@ def test_a_deploy_that_arrives_twice_does_not_undo_a_scale(world: World) -> None
     world.start_scheduler()
     model = world.registry().register("base", ArtifactKind.model)
     inference_node(world)
-    deploy = Deploy(name="chat", spec=DeploymentSpec(model=model))
+    deploy = Deploy(name="chat", spec=DeploymentSpec(model=model, resources=NO_DEVICE))
     world.deploy(deploy)
     world.deploy(Scale(name="chat", replicas=3))
     world.deploy(deploy)
     eventually(lambda: (d := deployment(world)) and len(d.replicas) == 3)
     eventually(lambda: world.bus.lag(DEPLOYMENTS_COMMANDS, "scheduler") == 0)
     assert len(deployment(world).replicas) == 3  # type: ignore[union-attr]
+
+
+def agent_says(world: World, place: ReplicaPlace, state: ReplicaState, version: int, reason: str = "") -> None:
+    """A status of a replica, and a heartbeat that lists it."""
+    status = ReplicaStatus(
+        replica_id=place.replica_id,
+        deployment="chat",
+        node=place.node,
+        state=state,
+        reason=reason,
+        deployment_version=version,
+    )
+    inference_node(world, place.node, listed=place.replica_id)
+    world.bus.publish(DEPLOYMENTS_STATUS, place.replica_id, status).result()
+
+
+def test_the_device_of_a_replica_that_was_given_up_goes_to_a_job(world: World) -> None:
+    """Given up while no scheduler was there: the next one hears of it from the topic."""
+    world.start_scheduler()
+    model = world.registry().register("base", ArtifactKind.model)
+    trainer = world.trainer("g1")
+    trainer.capacity = GPU
+    trainer.beat()
+    inference_node(world)
+    world.deploy(Deploy(name="chat", spec=DeploymentSpec(model=model)))
+    placed = eventually(lambda: (d := deployment(world)) and d.replicas and d)
+    assert placed
+    (seat,) = placed.replicas
+    assert seat.devices == [0]
+    world.stop_scheduler()
+    agent_says(world, seat, ReplicaState.failed, placed.version, "no room for the KV cache")
+    job = world.submit(resources=Resources(devices=1))
+    world.start_scheduler()
+
+    failed = eventually(lambda: (d := deployment(world)) and d.failures and d)
+    assert failed
+    assert (failed.replicas, failed.failures[0].reason) == ([], "no room for the KV cache")
+    assert "failed on g1: no room for the KV cache" in failed.problem
+    inference_node(world)  # which has let go of it
+    run = run_of(trainer, job)
+    assert trainer.runs[run].places[0].devices == [0]
+
+
+def test_deploying_again_tries_a_failed_deployment_again(world: World) -> None:
+    world.start_scheduler()
+    model = world.registry().register("base", ArtifactKind.model)
+    inference_node(world)
+    spec = DeploymentSpec(model=model)
+    world.deploy(Deploy(name="chat", spec=spec))
+    placed = eventually(lambda: (d := deployment(world)) and d.replicas and d)
+    assert placed
+    agent_says(world, placed.replicas[0], ReplicaState.failed, placed.version, "broken")
+    eventually(lambda: (d := deployment(world)) and d.failures)
+    inference_node(world)
+    world.deploy(Deploy(name="chat", spec=spec))
+    again = eventually(lambda: (d := deployment(world)) and d.replicas and d)
+    assert again
+    assert again.failures == []
+    assert again.problem == ""
+    assert again.replicas[0].replica_id != placed.replicas[0].replica_id
 
 
 def test_desired_attempts_of_unknown_jobs_are_taken_back(world: World) -> None:

@@ -234,6 +234,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
         "spec": DEPLOYMENT,
         "replicas": [ReplicaPlace(replica_id="chat-0", node="gpu-1", devices=[0])],
         "problem": "No node has a free device for the second replica.",
+        "failures": [],
     },
     ReplicaStatus: {
         "replica_id": "chat-0",
@@ -250,6 +251,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
         "restarts": 1,
         "boot_id": "b7",
         "seq": 42,
+        "deployment_version": 0,
     },
     NodeHeartbeat: {
         "node": "gpu-1",

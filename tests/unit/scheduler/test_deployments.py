@@ -9,6 +9,7 @@ from itertools import count
 from services.scheduler.deployments import (
     Artifacts,
     Deployment,
+    GivenUp,
     Surroundings,
     changed_spec,
     desired_deployment,
@@ -16,9 +17,9 @@ from services.scheduler.deployments import (
     undeployed,
 )
 from services.scheduler.handlers import deployed
-from services.scheduler.placement import Rooms
+from services.scheduler.placement import GIB, Rooms
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin, ArtifactVersionState, Manifest, version_key
-from shared.contracts.deployments import Deploy, DeploymentSpec, Scale, Undeploy
+from shared.contracts.deployments import Deploy, DeploymentSpec, ReplicaState, ReplicaStatus, Scale, Undeploy
 from shared.contracts.jobs import Resources
 from shared.contracts.nodes import Role
 from tests.unit.scheduler.jobs import NOW
@@ -33,7 +34,9 @@ class Cluster:
     def __init__(self, nodes: Iterable[str] = ("n1", "n2"), devices: int = 0, **spec: object) -> None:
         self.nodes = list(nodes)
         self.devices = devices
+        self.memory: dict[str, int] = {}
         self.artifacts = Artifacts()
+        self.given_up = GivenUp()
         self.register("base", kind=ArtifactKind.model)
         self.still_listed: set[str] = set()
         self.ids = (f"r{number}" for number in count(1))
@@ -60,17 +63,35 @@ class Cluster:
         self.artifacts.saw(version_key(tenant, name, 1), state)
         return state.pin
 
+    def said(self, replica: str, state: ReplicaState = ReplicaState.failed, version: int = 0, reason: str = "") -> None:
+        """A status of one of the replicas; the version that its agent follows is the newest, unless given."""
+        status = ReplicaStatus(
+            replica_id=replica,
+            deployment="chat",
+            node="n1",
+            state=state,
+            reason=reason,
+            deployment_version=version or self.deployment.version,
+        )
+        self.given_up.saw(replica, status)
+
+    def command(self, command: Deploy | Scale) -> None:
+        after = deployed(self.deployment, command)
+        assert after
+        self.deployment = after
+
     def delete(self, name: str) -> None:
         self.artifacts.saw(version_key("default", name, 1), None)
 
     def plan(self) -> Deployment:
-        rooms = Rooms.of(
-            Role.inference,
-            [a_node(name, devices=self.devices, role=Role.inference) for name in self.nodes],
-            self.deployment.uses(),
-        )
+        memory = {name: self.memory.get(name, 64 * GIB) for name in self.nodes}
+        nodes = [
+            a_node(name, devices=self.devices, role=Role.inference, memory_bytes=memory[name]) for name in self.nodes
+        ]
+        rooms = Rooms.of(Role.inference, nodes, self.deployment.uses())
         around = Surroundings(
             artifacts=self.artifacts,
+            given_up=self.given_up,
             is_gone=lambda node: node not in self.nodes,
             still_there=lambda seat: seat.replica_id in self.still_listed,
             new_id=lambda _: next(self.ids),
@@ -199,3 +220,120 @@ def test_a_change_of_the_model_keeps_the_seats_and_a_change_of_size_gives_them_u
     assert changed_spec(placed, other).replicas == placed.replicas
     larger = placed.spec.changed(resources=Resources(cpus=2))
     assert changed_spec(placed, larger).replicas == []
+
+
+def test_a_replica_that_was_given_up_leaves_its_seat_and_its_reason() -> None:
+    cluster = Cluster(nodes=["n1"], devices=1)
+    cluster.plan()
+    cluster.still_listed = {"r1"}
+    cluster.said("r1", reason="no room for the KV cache")
+    failed = cluster.plan()
+    assert failed.replicas == []
+    assert [(each.replica_id, each.node, each.reason) for each in failed.failures] == [
+        ("r1", "n1", "no room for the KV cache")
+    ]
+    assert failed.problem == (
+        "failed on n1: no room for the KV cache (0 of 1 replicas are placed; deploy or scale it again to try once more)"
+    )
+    assert [list(use.devices) for use in failed.uses()] == [[0]]
+    cluster.still_listed = set()
+    freed = cluster.plan()
+    assert freed.uses() == []
+    assert cluster.plan() is freed
+
+
+def test_states_before_the_end_cost_no_seat() -> None:
+    cluster = Cluster()
+    placed = cluster.plan()
+    for state in ReplicaState:
+        if state is not ReplicaState.failed:
+            cluster.said("r1", state)
+            assert cluster.plan() is placed
+    cluster.said("r1")
+    cluster.said("r1", ReplicaState.loading)
+    assert cluster.plan() is placed
+
+
+def test_a_failed_replica_is_tried_on_another_node_in_the_same_step() -> None:
+    cluster = Cluster()
+    before = cluster.plan()
+    cluster.said("r1", reason="broken")
+    after = cluster.plan()
+    assert cluster.seats == [("r2", "n2")]
+    assert (after.version, after.problem) == (before.version + 1, "")
+
+
+def test_after_a_failure_the_largest_node_is_tried_first() -> None:
+    cluster = Cluster(nodes=["n1", "n2", "n3"])
+    cluster.plan()
+    cluster.memory = {"n3": 2**50}
+    cluster.said("r1", reason="too big")
+    cluster.plan()
+    assert cluster.seats == [("r2", "n3")]
+
+
+def test_a_model_that_fails_everywhere_is_tried_on_a_few_nodes_only() -> None:
+    cluster = Cluster(nodes=[f"n{number}" for number in range(1, 10)])
+    tried = []
+    while cluster.plan().replicas:
+        ((replica, node),) = cluster.seats
+        tried.append(node)
+        cluster.said(replica, reason="broken")
+    assert tried == ["n1", "n2", "n3"]
+    assert "failed on n1, n2, n3: broken" in cluster.deployment.problem
+
+
+def test_a_node_that_comes_is_tried_and_one_that_failed_is_not() -> None:
+    cluster = Cluster(nodes=["n1"])
+    cluster.plan()
+    cluster.said("r1")
+    assert cluster.plan().replicas == []
+    cluster.nodes = ["n1", "n2"]
+    cluster.plan()
+    assert cluster.seats == [("r2", "n2")]
+    assert cluster.deployment.problem == ""
+
+
+def test_healthy_replicas_stay_when_another_fails_beside_them() -> None:
+    cluster = Cluster(nodes=["n1"], replicas=3)
+    cluster.plan()
+    cluster.said("r2", reason="uncorrectable error")
+    assert "2 of 3 replicas are placed" in cluster.plan().problem
+    assert cluster.seats == [("r1", "n1"), ("r3", "n1")]
+
+
+def test_deploying_or_scaling_again_tries_again_even_with_the_same_spec() -> None:
+    cluster = Cluster(nodes=["n1"])
+    cluster.plan()
+    cluster.said("r1")
+    spec = cluster.plan().spec
+    cluster.command(Deploy(name="chat", spec=spec))
+    assert cluster.plan().failures == []
+    assert cluster.seats == [("r2", "n1")]
+    cluster.said("r2")
+    assert cluster.plan().replicas == []
+    cluster.command(Scale(name="chat", replicas=1))
+    cluster.plan()
+    assert cluster.seats == [("r3", "n1")]
+
+
+def test_a_failure_from_before_a_command_does_not_undo_it() -> None:
+    """The agent gave up the old arguments while the new ones were on their way."""
+    cluster = Cluster(nodes=["n1"])
+    old = cluster.plan()
+    cluster.command(Deploy(name="chat", spec=old.spec.changed(engine_args={"max_model_len": 8})))
+    cluster.said("r1", version=old.version)
+    cluster.plan()
+    assert cluster.seats == [("r1", "n1")]
+    cluster.said("r1")
+    assert cluster.plan().replicas == []
+
+
+def test_an_adapter_that_comes_later_does_not_bring_a_failed_replica_back() -> None:
+    cluster = Cluster(nodes=["n1"])
+    cluster.plan()
+    cluster.said("r1")
+    cluster.plan()
+    cluster.register("style", base="base@1")
+    assert cluster.plan().adapters
+    assert cluster.seats == []

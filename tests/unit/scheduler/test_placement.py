@@ -14,9 +14,10 @@ def a_node(
     slots: int = 1,
     role: Role = Role.trainer,
     stopping: bool = False,
+    memory_bytes: int = 64 * GIB,
 ) -> Node:
     has = [Device(index=index, kind="H100", memory_bytes=80 * GIB) for index in range(devices)]
-    return Node(name, role, Capacity(cpus=cpus, memory_bytes=64 * GIB, devices=has, slots=slots), stopping)
+    return Node(name, role, Capacity(cpus=cpus, memory_bytes=memory_bytes, devices=has, slots=slots), stopping)
 
 
 def trainers(*nodes: Node, uses: list[Use] | None = None) -> Rooms:

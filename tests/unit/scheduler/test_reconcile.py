@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select, text
 
-from services.scheduler.deployments import Artifacts
+from services.scheduler.deployments import Artifacts, GivenUp
 from services.scheduler.domain import Job
 from services.scheduler.handlers import Handlers
 from services.scheduler.ledger import Ledger
@@ -40,8 +40,9 @@ class Desk:
         self.liveness = Liveness(self.clock, timeout_s=10_000)
         artifacts = Artifacts()
         artifacts.caught_up = True
-        self.scheduler = Scheduler(self.ledger, self.liveness, artifacts, Settings(**settings))  # type: ignore[arg-type]
-        self.handlers = Handlers(self.ledger, self.liveness, artifacts, wake=lambda: None)
+        given_up, settled = GivenUp(), Settings(**settings)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(self.ledger, self.liveness, artifacts, given_up, settled)
+        self.handlers = Handlers(self.ledger, self.liveness, artifacts, given_up, wake=lambda: None)
         self.liveness.all_shown()
         self.seq = 0
 
