@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from services.registry.tables import answers, outbox_answers, outbox_states
+from services.registry.tables import answers, inbox, outbox_answers, outbox_states
 from shared.contracts.artifacts import CommandDone, CommandRejected
 
 KEPT_S = 14 * 24 * 3600
@@ -17,10 +17,11 @@ Answer = CommandDone | CommandRejected
 
 
 def write_answer(connection: Connection, key: str, answer: Answer) -> None:
-    """The command was handled; it is answered with this for ever."""
+    """The command was handled, and is in the inbox no longer; it is answered with this for ever."""
     now, raw = time.time(), answer.encode()
     connection.execute(insert(answers).values(id=answer.command_id, at=now, key=key, answer=raw))
     connection.execute(insert(outbox_answers).values(key=key, answer=raw, since=now))
+    connection.execute(delete(inbox).where(inbox.c.id == answer.command_id))
 
 
 def answer_again(connection: Connection, command_id: str) -> bool:

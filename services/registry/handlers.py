@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
@@ -19,6 +19,7 @@ from services.registry.domain import (
     check_staged_prefix,
     enriched,
 )
+from services.registry.inbox import Command
 from services.registry.staged import keep_blobs, verified_manifest
 from services.registry.tables import (
     delete_version,
@@ -28,7 +29,7 @@ from services.registry.tables import (
     reserve,
     save_artifact,
 )
-from shared.bus.port import BrokenRecord, Poison, Record
+from shared.bus.port import BrokenRecord
 from shared.contracts.artifacts import (
     ArtifactPin,
     ArtifactVersionState,
@@ -46,44 +47,30 @@ from shared.store.port import ObjectStore
 
 log = structlog.get_logger("registry")
 
-Command = PublishArtifact | SetAlias | DeleteArtifact
-
 
 class Handlers:
-    """Store and database away: the exception goes to the bus, which pauses and shows the command again."""
+    """Of several artifacts at once, of one artifact one after the other."""
 
     def __init__(self, engine: Engine, store: ObjectStore, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._store = store
         self._wake = wake
 
-    def commands(self, records: Sequence[Record]) -> None:
-        for record in records:
-            match record.message:
-                case PublishArtifact() | SetAlias() | DeleteArtifact() as command:
-                    if not self._answered_before(command.id):
-                        self._handle(command)
-                case other:
-                    raise Poison(record, f"{type(other).__name__} is no command to the registry")
-        self._wake()
-
     def broken(self, record: BrokenRecord) -> None:
         """Whoever waits for an answer gets one, though the command could not be read."""
         envelope = record.envelope
-        if envelope is None or self._answered_before(envelope.id):
+        if envelope is None:
             return
         named = {name: envelope.body.get(name) for name in ("publication_id", "job_id")}
         known = {name: value for name, value in named.items() if isinstance(value, str)}
         answer = CommandRejected(tenant=envelope.tenant, command_id=envelope.id, reason=record.reason, **known)
         with self._engine.begin() as connection:
-            write_answer(connection, known.get("job_id", record.key), answer)
+            if not answer_again(connection, envelope.id):
+                write_answer(connection, known.get("job_id", record.key), answer)
         self._wake()
 
-    def _answered_before(self, command_id: str) -> bool:
-        with self._engine.begin() as connection:
-            return answer_again(connection, command_id)
-
-    def _handle(self, command: Command) -> None:
+    def handle(self, command: Command) -> None:
+        """Do it and answer it. Raises what the store and the database raise: then it is to come again."""
         try:
             match command:
                 case PublishArtifact():

@@ -15,6 +15,7 @@ from services.registry import metrics
 from services.registry.answers import forget_old_answers
 from services.registry.comparison import Comparison
 from services.registry.handlers import Handlers
+from services.registry.inbox import Inbox
 from services.registry.outbox import Outbox
 from shared.bus.port import Bus, BusError
 from shared.contracts.topics import REGISTRY_COMMANDS
@@ -28,6 +29,8 @@ log = structlog.get_logger("registry")
 
 GROUP = "registry"
 AWAY = (BusError, OperationalError, StoreError)
+
+Part = Comparison | Inbox | Outbox
 
 
 class Service:
@@ -45,26 +48,28 @@ class Service:
         self.outbox = Outbox(engine, bus)
         self.comparison = Comparison(engine, bus, self.outbox.wake)
         self.handlers = Handlers(engine, store, self.outbox.wake)
+        self.inbox = Inbox(engine, self.handlers.handle, self.outbox.wake)
         self._on_failure = on_failure
-        self._threads: dict[Comparison | Outbox, threading.Thread] = {}
+        self._threads: dict[Part, threading.Thread] = {}
 
     def start(self) -> None:
         with self._engine.begin() as connection:
             forget_old_answers(connection)
         self._watch()
-        for part in (self.comparison, self.outbox):
+        for part in (self.comparison, self.outbox, self.inbox):
             thread = threading.Thread(target=self._run, args=(part.run,), name=type(part).__name__, daemon=True)
             thread.start()
             self._threads[part] = thread
-        self._bus.subscribe(REGISTRY_COMMANDS, GROUP, self.handlers.commands, on_broken=self.handlers.broken)
+        self._bus.subscribe(REGISTRY_COMMANDS, GROUP, self.inbox.commands, on_broken=self.handlers.broken)
 
     def stop(self) -> None:
-        """After the command at hand; what is in the outbox stays for the next start."""
+        """After the commands at work; what is in the inbox and the outbox stays for the next start."""
         self._end(self.comparison)
+        self._end(self.inbox)
         self._bus.close()
         self._end(self.outbox)
 
-    def _end(self, part: Comparison | Outbox) -> None:
+    def _end(self, part: Part) -> None:
         part.stop()
         if part in self._threads:
             self._threads[part].join()
@@ -78,6 +83,7 @@ class Service:
             self._on_failure(error)
 
     def _watch(self) -> None:
+        metrics.WAITING.set_function(self.inbox.waiting)
         metrics.OUTBOX_AGE.set_function(self.outbox.age_s)
         topic = REGISTRY_COMMANDS
         metrics.LAG.labels(topic.name).set_function(lambda: self._bus.lag(topic, GROUP))

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from services.registry.domain import Artifact
+from services.registry.domain import Artifact, Refused
 from shared.contracts.artifacts import (
     ArtifactAliasesState,
     ArtifactKind,
@@ -96,6 +96,19 @@ blob_references = Table(
 )
 """Which blobs a version that is not deleted needs."""
 
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("key", String, nullable=False),
+    Column("publishes", Boolean, nullable=False),
+    Column("command", LargeBinary, nullable=False),
+    Index("inbox_by_key", "key", "seq"),
+    sqlite_autoincrement=True,
+)
+"""Commands that are not answered yet."""
+
 answers = Table(
     "handled_commands",
     metadata,
@@ -160,13 +173,16 @@ def save_artifact(connection: Connection, artifact: Artifact) -> None:
 
 
 def reserve(connection: Connection, command: PublishArtifact, now: float) -> tuple[int, float]:
-    """The version number of this publication and when it got it; the same at every call."""
+    """The version number of this publication and when it got it; the same at every call. Raises Refused where it is
+    another name's: that number says nothing here."""
     where = {"tenant": command.tenant, "publication_id": command.publication_id}
-    query = select(reservations.c.version, reservations.c.created_at).where(
+    query = select(reservations).where(
         reservations.c.tenant == command.tenant, reservations.c.publication_id == command.publication_id
     )
     known = connection.execute(query).one_or_none()
     if known:
+        if known.name != command.name:
+            raise Refused(f"publication {command.publication_id!r} is one of {known.name!r}, not of {command.name!r}")
         return known.version, known.created_at
     artifact = load_artifact(connection, command.tenant, command.name, lock=True)
     artifact = artifact or Artifact(command.tenant, command.name, command.kind)

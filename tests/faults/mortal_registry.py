@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 from sqlalchemy import event
 
 from services.registry.handlers import Handlers
+from services.registry.inbox import Inbox
 from shared.bus.port import Position, Record
 from shared.contracts.message import decode
 from shared.contracts.topics import REGISTRY_COMMANDS
 from shared.db import open_database
 from shared.store.local import LocalStore
+from tests.waiting import eventually
 
 
 class Countdown:
@@ -59,5 +62,11 @@ def handle(folder: Path, raw: bytes, steps: int) -> None:
     engine = open_database(f"sqlite:///{folder / 'registry.sqlite'}")
     event.listen(engine, "commit", countdown.step)
     handlers = Handlers(engine, MortalStore(folder / "objects", countdown), lambda: None)
-    handlers.commands([Record(REGISTRY_COMMANDS, "default/m", Position(0, 0), decode(raw))])
+    inbox = Inbox(engine, handlers.handle, lambda: None)
+    inbox.commands([Record(REGISTRY_COMMANDS, "default/m", Position(0, 0), decode(raw))])
+    working = threading.Thread(target=inbox.run)
+    working.start()
+    eventually(lambda: not inbox.waiting(), 60)
+    inbox.stop()
+    working.join()
     engine.dispose()
