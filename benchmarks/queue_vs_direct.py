@@ -39,7 +39,7 @@ class Row:
 
 async def compare(straight: Target, queue: Target, streams: int, rounds: int, tokens: int) -> Row:
     """Both under the same load, in turns; who begins changes from round to round."""
-    requests = max(12, 3 * streams)
+    requests = max(16, 4 * streams)
     pairs: list[tuple[Load, Load]] = []
     for number in range(rounds):
         order = (straight, queue) if number % 2 == 0 else (queue, straight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from dataclasses import dataclass
 from itertools import count
@@ -39,19 +40,25 @@ class Load:
 
 
 async def measure(target: Target, streams: int, requests: int, tokens: int) -> Load:
-    """Keep `streams` requests of `tokens` tokens running until `requests` are done."""
+    """Keep `streams` requests running until `requests` are done; each answer has half to one and a half times `tokens`.
+
+    The lengths are the same for every target. Answers of one length would end, and the next begin, all at once for
+    ever: that measures a convoy, not a load.
+    """
+    lengths = random.Random(streams)
     headers = {"Authorization": f"Bearer {target.key}"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(target.url, connector=connector, headers=headers) as session:
-        todo = iter(range(requests))
+        wanted = [lengths.randint(tokens // 2, tokens + tokens // 2) for _ in range(requests)]
+        todo = iter(wanted)
         firsts: list[float] = []
 
         async def keep_asking() -> None:
-            firsts.extend([await _ask(session, target, tokens) for _ in todo])
+            firsts.extend([await _ask(session, target, length) for length in todo])
 
         began = time.perf_counter()
         await asyncio.gather(*(keep_asking() for _ in range(streams)))
-        return Load(requests * tokens / (time.perf_counter() - began), firsts)
+        return Load(sum(wanted) / (time.perf_counter() - began), firsts)
 
 
 async def _ask(session: aiohttp.ClientSession, target: Target, tokens: int) -> float:
