@@ -41,7 +41,7 @@ log = get_logger("gateway")
 def create_app(
     settings: Settings, bus: Bus, store: ObjectStore, requests: Requests, replies: Replies, engine: Engine
 ) -> FastAPI:
-    """The application. Nothing runs and no table is touched before its lifespan begins."""
+    """The application. Nothing runs and no table is touched before its lifespan begins; its end closes them all."""
     submissions = Submissions(engine, bus, settings)
     view = View(engine, bus, submissions)
     keys = Keys(engine)
@@ -56,8 +56,11 @@ def create_app(
         view.start()
 
     def stop() -> None:
+        """Who reads, who writes, then what they read from and wrote to."""
         view.stop()
         submissions.stop()
+        bus.close()
+        engine.dispose()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,0 +1,36 @@
+"""What the gateway opened it closes: nothing that reads or writes outlives what it uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import event
+
+from services.gateway.main import create_app
+from shared.bus.memory import MemoryBus
+from shared.db import open_database
+from shared.replies.memory import MemoryReplyHub
+from shared.requests.memory import MemoryRequests
+from shared.settings import Settings
+from shared.store.local import LocalStore
+
+
+class WatchedBus(MemoryBus):
+    def __init__(self, closed: list[str]) -> None:
+        super().__init__()
+        self._closed_then = closed
+
+    def close(self) -> None:
+        self._closed_then.append("bus")
+        super().close()
+
+
+async def test_the_end_closes_the_bus_and_then_the_database(tmp_path: Path) -> None:
+    closed: list[str] = []
+    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
+    event.listen(engine, "engine_disposed", lambda _: closed.append("database"))
+    settings, store = Settings(home=tmp_path), LocalStore(tmp_path / "objects")
+    app = create_app(settings, WatchedBus(closed), store, MemoryRequests(), MemoryReplyHub().replies(), engine)
+    async with app.router.lifespan_context(app):
+        assert closed == []
+    assert closed == ["bus", "database"]
