@@ -167,6 +167,8 @@ class Registry:
         self.aliases: dict[str, ArtifactAliasesState] = {}
         self.refuse: str | None = None
         self.handled: list[Message] = []
+        self._may_answer = threading.Event()
+        self._may_answer.set()
         bus.subscribe(REGISTRY_COMMANDS, "registry", self._on_commands)
 
     def put(
@@ -214,7 +216,17 @@ class Registry:
         self.aliases[key] = ArtifactAliasesState(tenant=tenant, name=name, aliases=kept, revision=revision)
         self._bus.publish(REGISTRY_STATE, key, self.aliases[key])
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It takes no command within."""
+        self._may_answer.clear()
+        try:
+            yield
+        finally:
+            self._may_answer.set()
+
     def _on_commands(self, records: Sequence[Record]) -> None:
+        self._may_answer.wait(30)
         for record in records:
             command = record.message
             assert command is not None

@@ -12,8 +12,11 @@ from typing import Any, BinaryIO
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 
+from services.gateway.tables import files
 from shared.contracts.artifacts import ArtifactKind
+from shared.db import open_database
 from shared.store.local import LocalStore
 from shared.store.port import StoreFull
 from tests.integration.gateway_world import KEY, GatewayWorld, Running
@@ -111,6 +114,35 @@ def test_the_registrys_refusal_is_the_files_status(world: GatewayWorld, here: Ru
     assert (refused["status"], refused["status_details"]) == ("error", "the files do not match their manifest")
     answer = here.http.post("/v1/jobs", json={"type": "probe", "inputs": {"data": refused["id"]}})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "inputs.data")
+
+
+def file_rows(world: GatewayWorld) -> int:
+    with open_database(world.settings.effective_db_url("gateway")).connect() as sql:
+        return sql.execute(select(func.count()).select_from(files)).scalar_one()
+
+
+def test_a_refused_file_that_is_deleted_leaves_no_row(world: GatewayWorld, here: Running) -> None:
+    world.registry.refuse = "it is broken"
+    before = file_rows(world)
+    refused = post(here, b"data").json()
+    assert file_rows(world) == before + 1
+    assert here.http.delete(f"/v1/files/{refused['id']}").json()["deleted"]
+    assert file_rows(world) == before
+    assert here.http.get(f"/v1/files/{refused['id']}").status_code == 404
+
+
+def test_a_file_that_is_deleted_before_it_is_refused_leaves_no_row(
+    world: GatewayWorld, here: Running, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("services.gateway.files.REGISTRATION_S", 0.1)
+    before = file_rows(world)
+    world.registry.refuse = "it is broken"
+    with world.registry.held():
+        file = post(here, b"data").json()
+        assert file["status"] == "uploaded"
+        assert here.http.delete(f"/v1/files/{file['id']}").json()["deleted"]
+        assert file_rows(world) == before + 1
+    eventually(lambda: file_rows(world) == before)
 
 
 def test_a_file_that_the_registry_has_not_seen_yet_is_409_for_a_job(world: GatewayWorld, monkeypatch: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
 from services.gateway.errors import NotFound
 from services.gateway.sql import reading
@@ -62,8 +62,10 @@ class Files:
         sql.execute(insert(files).values(asdict(file)))
 
     def mark_deleted(self, sql: Connection, file: File) -> None:
-        """Hide it at once; its row goes when the registry has deleted the artifact."""
-        sql.execute(update(files).where(files.c.file_id == file.file_id).values(deleted=True))
+        """Hide it at once; its row goes once there is no artifact of it."""
+        mine = files.c.file_id == file.file_id
+        sql.execute(delete(files).where(mine, files.c.status == "error"))
+        sql.execute(update(files).where(mine).values(deleted=True))
 
     def unregistered_bytes(self, tenant: str) -> int:
         """Bytes of uploads that the registry does not count yet."""

@@ -78,11 +78,9 @@ def _rejected(sql: Connection, answer: CommandRejected) -> None:
         return
     _settle(sql, answer.command_id, done_at=datetime.now(UTC), rejected=answer.reason)
     if answer.publication_id:
-        sql.execute(
-            update(files)
-            .where(files.c.file_id == answer.publication_id, files.c.status == "uploaded")
-            .values(status="error", status_details=answer.reason)
-        )
+        mine = files.c.file_id == answer.publication_id, files.c.status == "uploaded"
+        sql.execute(delete(files).where(*mine, files.c.deleted))  # no artifact of it will ever be, or be deleted
+        sql.execute(update(files).where(*mine).values(status="error", status_details=answer.reason))
 
 
 def _settle(sql: Connection, command_id: str, **changes: Any) -> None:
