@@ -14,6 +14,7 @@ from services.registry.tables import truth
 from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import ArtifactAliasesState, ArtifactVersionState
 from shared.contracts.topics import REGISTRY_STATE
+from shared.db import reading
 
 log = structlog.get_logger("registry.comparison")
 
@@ -51,7 +52,7 @@ class Comparison:
         """What is only on its way is said twice, which does no harm."""
         with self._lock:
             shown = dict(self._shown)
-        with self._engine.connect().execution_options(readonly=True) as connection:
+        with reading(self._engine) as connection:
             wanted = truth(connection)
         differing = {key for key in wanted.keys() | shown.keys() if wanted.get(key) != shown.get(key)}
         if differing:

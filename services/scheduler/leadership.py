@@ -18,6 +18,9 @@ class Leadership(Protocol):
     def acquire(self, stopping: Stopping) -> bool:
         """Wait until this process may lead; False when told to stop before. `truth.take_over` comes next."""
 
+    def held(self) -> bool:
+        """Whether this process may still lead. Once it may not, it must acquire anew."""
+
     def release(self) -> None:
         """Let another lead. Nothing happens where this one does not."""
 
@@ -37,6 +40,9 @@ class FileLeadership:
                 return False
         self._file = file
         return True
+
+    def held(self) -> bool:
+        return self._file is not None
 
     def release(self) -> None:
         if self._file:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 import shared.bus
 import shared.doorbell
 from services.scheduler import metrics
+from services.scheduler.advisory import AdvisoryLeadership
 from services.scheduler.clock import Clock, SystemClock
 from services.scheduler.comparison import Comparison
 from services.scheduler.deployments import Artifacts, GivenUp
@@ -35,7 +35,7 @@ from shared.contracts.topics import (
     REGISTRY_EVENTS,
     REGISTRY_STATE,
 )
-from shared.db import migrate, open_database
+from shared.db import AWAY, migrate, open_database, why
 from shared.doorbell.port import Doorbell
 from shared.settings import Settings, SettingsError
 from shared.stopping import Stop, until_it_works
@@ -44,7 +44,11 @@ from shared.telemetry import setup_telemetry
 log = logging.getLogger("llmos.scheduler")
 
 GROUP = "scheduler"
-AWAY = (BusError, OperationalError)
+LOOK_S = 0.5
+"""Pause between two looks at whether this process may still lead."""
+RETRY_S = 1.0
+STOP_S = 20.0
+"""What hangs for longer than that, when leadership is lost, ends with the process."""
 
 
 class Service:
@@ -114,48 +118,65 @@ class Service:
 
 
 def leadership_of(settings: Settings, engine: Engine) -> Leadership:
-    """Raises SettingsError where the database has no way to elect a leader yet."""
-    if engine.dialect.name != "sqlite" or not engine.url.database:
-        raise SettingsError(f"LLMOS_DB_URL: the scheduler needs sqlite:///file (it is {engine.url})")
+    """Raises SettingsError where the database has no way to elect a leader."""
+    if engine.dialect.name == "postgresql":
+        return AdvisoryLeadership(engine)
+    if not engine.url.database:
+        raise SettingsError(f"LLMOS_DB_URL: the scheduler needs a database that stays (it is {engine.url})")
     return FileLeadership(Path(f"{engine.url.database}.leader"))
 
 
 def main(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code: 1 when a part failed or another scheduler took over."""
+    """Lead or stand by until SIGTERM or SIGINT. Returns the exit code: 1 when a part failed."""
     stop, failures = Stop(), list[BaseException]()
     setup_telemetry(settings, "scheduler")
-
-    def failed(error: BaseException) -> None:
-        failures.append(error)
-        stop.ask()
-
     engine = open_database(settings.effective_db_url("scheduler"))
     leadership = leadership_of(settings, engine)
-    log.info("stands by until it may lead")
+    bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
+    doorbell = shared.doorbell.connect(settings.redis_url)
     try:
-        if leadership.acquire(stop):
-            lead(settings, engine, stop, failed)
+        if not until_it_works("the bus", bus.ping, (BusError,), stop):
+            return 0
+        while not stop.asked and not failures:
+            log.info("stands by until it may lead")
+            if leadership.acquire(stop):
+                failures += lead(settings, engine, bus, doorbell, leadership, stop)
+                leadership.release()
     finally:
         leadership.release()
+        doorbell.close()
+        _within(STOP_S, bus.close)
     return 1 if failures else 0
 
 
-def lead(settings: Settings, engine: Engine, stop: Stop, failed: Callable[[BaseException], None]) -> None:
-    """Take over and decide until told to stop. Only who may lead touches the schema."""
-    bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
+def lead(
+    settings: Settings, engine: Engine, bus: Bus, doorbell: Doorbell, leadership: Leadership, stop: Stop
+) -> list[BaseException]:
+    """Take over and decide until told to stop or deposed. Returns what failed, if anything did."""
+    ended: list[BaseException] = []
     try:
-        if not until_it_works("the database", lambda: migrate(engine, "services.scheduler.migrations"), AWAY, stop):
-            return
-        if not until_it_works("the bus", bus.ping, AWAY, stop):
-            return
-        doorbell = shared.doorbell.connect(settings.redis_url)
-        service = Service(settings, engine, bus, doorbell, take_over(engine), on_failure=failed)
-        service.start()
-        metrics.LEADS.set(1)
-        log.info("leads in epoch %d", service.truth.epoch)
-        stop.wait_until_asked()
-        log.info("stops")
-        service.stop()
-        doorbell.close()
-    finally:
-        bus.close()
+        bus.ping()
+        migrate(engine, "services.scheduler.migrations")
+        service = Service(settings, engine, bus, doorbell, take_over(engine), on_failure=ended.append)
+    except (*AWAY, BusError) as error:
+        log.warning("cannot take over now: %s", why(error))
+        stop.wait(RETRY_S)
+        return []
+    service.start()
+    metrics.LEADS.set(1)
+    log.info("leads in epoch %d", service.truth.epoch)
+    while not ended and leadership.held() and not stop.wait(LOOK_S):
+        pass
+    metrics.LEADS.set(0)
+    log.info("stops" if stop.asked else "leads no longer")
+    if not _within(STOP_S, service.stop):
+        ended.append(TimeoutError(f"a part did not stop in {STOP_S:g} s"))
+    return [error for error in ended if not isinstance(error, Deposed)]
+
+
+def _within(timeout_s: float, work: Callable[[], None]) -> bool:
+    """Whether the work was done by then."""
+    thread = threading.Thread(target=work, name="stop", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return not thread.is_alive()

@@ -22,7 +22,7 @@ from services.scheduler.tables import deployments, dirty, early_cancels, handled
 from shared.contracts.jobs import TERMINAL, JobStatus
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
-from shared.db import insert_into
+from shared.db import insert_into, reading
 
 CHUNK = 500
 """Values in one `IN (…)`."""
@@ -51,7 +51,7 @@ class Truth:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self.engine.connect().execution_options(readonly=True) as connection:
+        with reading(self.engine) as connection:
             yield connection
 
     @contextmanager

@@ -9,10 +9,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
+from shared.db.locks import hold
+from shared.db.postgres import open_postgres, refusal
 from shared.settings import SettingsError
+
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+"""What is raised when the database does not answer, or has taken the connection away: it may work again later."""
 
 
 def open_database(url: str) -> Engine:
@@ -35,11 +41,20 @@ def open_database(url: str) -> Engine:
 
 def _open_server(url: str) -> Engine:
     try:
-        return create_engine(url, pool_pre_ping=True)
+        address = make_url(url)
+        if address.get_backend_name() != "postgresql":
+            raise ArgumentError(f"{address.get_backend_name()} is neither")
+        return open_postgres(address)
     except ArgumentError as error:  # its message never holds the password
         raise SettingsError(f"LLMOS_DB_URL: sqlite:///file or postgresql+psycopg://… is needed: {error}") from None
     except ImportError as error:
         raise SettingsError(f"LLMOS_DB_URL: its driver is not installed: {error}") from None
+
+
+def why(error: Exception) -> str:
+    """A database's error in one line, without the statement that met it."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
@@ -51,6 +66,17 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 def _begin_immediate(connection: Any) -> None:
     readonly = connection.get_execution_options().get("readonly", False)
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def reading(engine: Engine) -> Connection:
+    """A connection for a block of reads, which never waits for a writer.
+
+    SQLite shows it one state throughout, PostgreSQL at every statement what is committed by then: what must fit
+    together is read in one statement, or with what can only have grown read last.
+    """
+    if engine.dialect.name == "postgresql":  # no transaction: two round trips less, and nothing stays open
+        return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    return engine.connect().execution_options(readonly=True)
 
 
 def insert_into(connection: Connection, table: Table) -> Any:
@@ -66,12 +92,19 @@ def migrate(engine: Engine, package: str) -> None:
     """Bring the schema to the newest version by the Alembic scripts of `package` (e.g. `services.registry.migrations`).
 
     `package` holds `env.py`, which is `from shared.db.env import run; run()`, and `versions/`, whose files are named
-    after their revisions: `0001_what.py`.
+    after their revisions: `0001_what.py`. Of two that begin at once the second waits, and finds it done. A schema that
+    a newer release has brought further is left as it is. Raises SettingsError where the server refuses us for good.
     """
     folder = Path(importlib.import_module(package).__path__[0])
-    with engine.begin() as connection:
-        if _version(connection) != newest_version(folder):
-            _upgrade(connection, folder)
+    try:
+        with engine.begin() as connection:
+            hold(connection, "migrate")
+            if (_version(connection) or "") < newest_version(folder):
+                _upgrade(connection, folder)
+    except DBAPIError as error:
+        if refused := refusal(error, engine.url):
+            raise refused from None
+        raise
 
 
 def newest_version(folder: Path) -> str:
