@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import structlog
 from services.trainer import endings, protocol
 from services.trainer.endings import Ended, StopOrder
 from services.trainer.log_feed import LogFeed
+from services.trainer.mover import Mover
 from services.trainer.oom import oom_kills
 from services.trainer.outbox import Outbox
 from services.trainer.progress import ProgressFeed, percent
@@ -63,7 +64,9 @@ class Run:
         self._lines = LogFeed()
         self._progress = ProgressFeed()
         self._transfers = Transfers(at.store, at.cache, run_id, at.settings.orphan_timeout_s, self._say)
-        self._mover = ThreadPoolExecutor(1, thread_name_prefix=f"mover-{run_id[:8]}")
+        self._mover = Mover(run_id[:8])
+        self._moving_ends_s = float("inf")
+        """When transfers that nobody wants any more are left behind, should the store not even let them be aborted."""
         self._guard = threading.Lock()
         self._order: StopOrder | None = None
         self._begun = False
@@ -95,16 +98,20 @@ class Run:
             begun = self._begun
         self._log.info("run_stopping", wish=order.wish, why=order.why)
         if order.worthless or not begun:
-            self._transfers.abort()
+            self._end_transfers(self._grace_s(order))
         if self._supervision:
             self._supervision.stop(self._grace_s(order) if begun else 0)
 
     def abandon(self) -> None:
         """The trainer ends: give up what is under way, and reports that are not durable by now."""
-        self._transfers.abort()
+        self._end_transfers(0)
         if self._supervision:
             self._supervision.stop(0)
         self._outbox.abandon()
+
+    def _end_transfers(self, grace_s: float) -> None:
+        self._transfers.abort()
+        self._moving_ends_s = min(self._moving_ends_s, time.monotonic() + grace_s)
 
     # On the agent's thread, at the start
 
@@ -138,8 +145,9 @@ class Run:
         except Exception as error:  # a defect must not leave the attempt without an end
             self._log.exception("supervision_failed")
             child.reap()
+            self._end_transfers(0)
             final = self._failed(endings.of_transfer(error, "Supervising the run", self._lines.tail()))
-        self._mover.shutdown(wait=True)
+        self._mover.close()
         self._flush(everything=True)
         self._settle(final)
         child.close()
@@ -160,6 +168,9 @@ class Run:
         concluding = self._mover.submit(self._conclude, status)
         while not wait([concluding], TICK_S).done:
             self._flush()
+            if time.monotonic() > self._moving_ends_s:
+                self._log.warning("transfer_left_behind")
+                return self._conclude(status)
         return concluding.result()
 
     def _conclude(self, status: int) -> RunMessage:

@@ -36,6 +36,7 @@ class Child:
         self._guard = threading.Lock()
         self._sending = threading.Lock()
         self._reaped = False
+        self._closed = False
 
     @classmethod
     def start(cls, job_type: str, workdir: Path, environment: Mapping[str, str]) -> Child:
@@ -74,7 +75,7 @@ class Child:
         line = protocol.encode(order)
         with self._sending:
             try:
-                while line:
+                while line and not self._closed:
                     line = line[os.write(self._control, line) :]
             except BrokenPipeError:
                 return
@@ -95,9 +96,11 @@ class Child:
             return self._process.wait()
 
     def close(self) -> None:
-        """Let go of the pipes. The child must have ended, and nobody may send any more."""
-        for fd in (self._control, self.reports, self.output, self.exited):
-            os.close(fd)
+        """Let go of the pipes. The child must have ended; what is sent to it from now on goes nowhere."""
+        with self._sending:  # another pipe of this process may have that number next
+            self._closed = True
+            for fd in (self._control, self.reports, self.output, self.exited):
+                os.close(fd)
 
     def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
         with self._guard:  # a reaped pid may be another's

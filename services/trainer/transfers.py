@@ -43,6 +43,7 @@ class Transfers:
         self._patience_s = patience_s
         self._say = say
         self._aborted = threading.Event()
+        self._guard = threading.Lock()
         self._pulled: list[Path] = []
         self._uploaded: set[int] = set()
 
@@ -89,8 +90,9 @@ class Transfers:
 
     def release(self) -> None:
         """The pulled folders are no longer in use."""
-        while self._pulled:
-            self._cache.release(self._pulled.pop())
+        with self._guard:
+            while self._pulled:
+                self._cache.release(self._pulled.pop())
 
     def _pull_input(self, name: str, pin: ArtifactPin) -> str:
         meter = self._meter(f"pulling {name} ({pin.ref})")
@@ -104,6 +106,9 @@ class Transfers:
 
     def _kept(self, folder: Path) -> str:
         self._pulled.append(folder)
+        if self._aborted.is_set():  # the run may be over, and nobody else would let go of it
+            self.release()
+            raise Aborted
         return str(folder)
 
     def _prefix(self, desired: DesiredAttempt) -> str:

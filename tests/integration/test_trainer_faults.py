@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,27 @@ class AwayStore(LocalStore):
         if self.trouble:
             raise self.trouble
         super().put_file(key, path, on_bytes)
+
+
+class HangingStore(LocalStore):
+    """A store that is asked to take a file and never answers."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+
+    def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        self.asked.set()
+        self.answers.wait(60)
+        raise StoreUnavailable("the test is over")
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[HangingStore]:
+    store = HangingStore(tmp_path / "objects")
+    yield store
+    store.answers.set()
 
 
 class Service:
@@ -114,6 +136,24 @@ def test_a_restart_ends_a_child_that_outlived_its_trainer(tmp_path: Path) -> Non
     finally:
         orphan.kill()
         orphan.wait()
+
+
+def test_a_store_that_never_answers_holds_no_cancelled_run(tmp_path: Path, hanging: HangingStore) -> None:
+    node = TrainerNode(tmp_path, hanging, stop_grace_s=1)
+    with node.running():
+        wish = node.wish("j", params={"steps": 100_000, "step_s": 0.01, "checkpoint_every": 1})
+        assert hanging.asked.wait(30)
+        node.rewish(wish, wish=Wish.cancel)
+        assert node.await_event(AttemptStopped, "j").wish is Wish.cancel
+        eventually(lambda: list(node.runs.iterdir()) == [])
+
+
+def test_a_store_that_never_answers_holds_no_trainer_that_stops(tmp_path: Path, hanging: HangingStore) -> None:
+    node = TrainerNode(tmp_path, hanging, stop_grace_s=0)
+    with node.running(farewell_s=0.5):
+        node.wish("j", params={"steps": 100_000, "step_s": 0.01, "checkpoint_every": 1})
+        assert hanging.asked.wait(30)
+    eventually(lambda: not any(thread.name == "run" for thread in threading.enumerate()))
 
 
 def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ class TrainerNode:
         self._versions = 0
 
     @contextmanager
-    def running(self) -> Iterator[TrainerNode]:
+    def running(self, farewell_s: float = 30) -> Iterator[TrainerNode]:
         agent, heartbeat = assemble(self.settings, self.bus, self.store, RunFolder(self.runs))
-        thread = threading.Thread(target=agent.run, args=(30,), name="agent")
+        thread = threading.Thread(target=agent.run, args=(farewell_s,), name="agent")
         thread.start()
         heartbeat.start()
         following = self.bus.follow(ATTEMPTS_DESIRED, agent.on_desired, agent.caught_up)
