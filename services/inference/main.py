@@ -19,7 +19,7 @@ from services.inference.keeper import Node
 from services.inference.leftovers import Leftovers
 from services.inference.process import Launcher
 from services.inference.pulling import Puller
-from services.inference.reports import StatusReports
+from services.inference.reports import StatusReports, earlier_replicas
 from shared.bus.port import Bus, BusUnavailable
 from shared.capacity import measure_capacity
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
@@ -58,6 +58,7 @@ async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.
     if not await bus_answers(bus, stop):
         return
     node = assemble(settings, store, leftovers, folder)
+    left += await earlier_replicas(bus, settings.node, stop)
     reports = StatusReports(bus)
     agent = Agent(node, reports, lambda: heartbeat.soon(), left)
     heartbeat = Heartbeat(bus, settings.node, node.capacity, lambda: agent.replicas, settings.heartbeat_s)

@@ -6,13 +6,39 @@ import asyncio
 
 import structlog
 
-from shared.bus.port import Bus, BusError
+from shared.bus.port import Bus, BusError, Record
 from shared.contracts.deployments import ReplicaStatus
 from shared.contracts.topics import DEPLOYMENTS_STATUS
 
 log = structlog.get_logger(__name__)
 
 RETRY_S = 1.0
+
+
+async def earlier_replicas(bus: Bus, node: str, stop: asyncio.Event) -> list[str]:
+    """Replicas of this node that the bus still shows: an earlier agent said so, whose disk may be gone since.
+
+    As many as are known by then when asked to stop.
+    """
+    shown: set[str] = set()
+    loop, caught_up = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_status(record: Record) -> None:
+        if isinstance(record.message, ReplicaStatus) and record.message.node == node:
+            shown.add(record.key)
+        else:
+            shown.discard(record.key)
+
+    def on_caught_up() -> None:
+        loop.call_soon_threadsafe(caught_up.set)
+
+    following = bus.follow(DEPLOYMENTS_STATUS, on_status, on_caught_up)
+    waiting = {asyncio.create_task(event.wait()) for event in (caught_up, stop)}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.to_thread(following.close)
+    return sorted(shown)
 
 
 class StatusReports:

@@ -15,8 +15,9 @@ import pytest
 
 from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin
-from shared.contracts.deployments import DeploymentSpec, ReplicaState
+from shared.contracts.deployments import DeploymentSpec, ReplicaState, ReplicaStatus
 from shared.contracts.inference import FrameKind, Refusal
+from shared.contracts.topics import DEPLOYMENTS_STATUS
 from shared.settings import Settings
 from shared.store.local import LocalStore
 from tests.integration.inference_node import Desk, register, running_agent, text_of
@@ -203,6 +204,32 @@ async def test_a_stopping_agent_ends_its_replicas_and_says_so(
     await aeventually(lambda: desk.watched.heartbeats[-1].stopping)
     assert replica_processes() == []
     await desk.close()
+
+
+async def test_an_agent_takes_back_what_an_earlier_one_of_its_node_said_though_its_disk_is_gone(
+    settings: Settings, store: LocalStore, model: ArtifactPin
+) -> None:
+    bus = MemoryBus()
+    desk = Desk(bus, settings.redis_url, store)
+    await desk.open()
+    for replica, node in (("ghost", "n1"), ("other", "n2"), ("r1", "n1")):
+        said = ReplicaStatus(replica_id=replica, deployment="chat", node=node, state=ReplicaState.ready)
+        bus.publish(DEPLOYMENTS_STATUS, replica, said).result()
+    desk.want("chat", echo(model), "r1")
+    async with running_agent(settings, MemoryBus(bus.server), store):
+        await desk.gone("ghost")
+        await aeventually(lambda: (last := desk.watched.last("r1")) and last.boot_id and last.max_model_len, 30)
+    assert None not in desk.watched.statuses["other"] + desk.watched.statuses["r1"]
+    await desk.close()
+
+
+async def test_a_status_names_the_version_of_the_deployment_that_it_follows(desk: Desk, model: ArtifactPin) -> None:
+    desk.want("chat", echo(model, args={"tokenz": 3}), "r1")
+    assert (await desk.until("r1", ReplicaState.failed)).deployment_version == 1
+    desk.want("chat", echo(model, args={"tokenz": 4}), "r1")
+    await aeventually(
+        lambda: (last := desk.watched.last("r1")) and last.state == "failed" and last.deployment_version == 2, 30
+    )
 
 
 def replica_processes() -> list[psutil.Process]:
