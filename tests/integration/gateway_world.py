@@ -35,7 +35,15 @@ from shared.contracts.artifacts import (
     manifest_key,
     version_key,
 )
-from shared.contracts.deployments import Deploy, DesiredDeployment, ReplicaPlace, Scale, Undeploy, deployment_key
+from shared.contracts.deployments import (
+    Deploy,
+    DesiredDeployment,
+    ReplicaFailure,
+    ReplicaPlace,
+    Scale,
+    Undeploy,
+    deployment_key,
+)
 from shared.contracts.jobs import (
     AttemptState,
     CancelJob,
@@ -78,6 +86,7 @@ class Scheduler:
         self.submits: list[SubmitJob] = []
         self.steered: list[Message] = []
         self.deployed: dict[str, DesiredDeployment] = {}
+        self.failed: dict[str, ReplicaFailure] = {}
         bus.subscribe(JOBS_COMMANDS, "scheduler", self._on_jobs)
         bus.subscribe(DEPLOYMENTS_COMMANDS, "scheduler", self._on_deployments)
 
@@ -108,6 +117,13 @@ class Scheduler:
         places = [*known.replicas, ReplicaPlace(replica_id=replica_id, node=node)]
         self.deployed[key] = known.changed(version=known.version + 1, replicas=places)
         self._bus.publish(DEPLOYMENTS_DESIRED, key, self.deployed[key])
+
+    def give_up(self, name: str, replica_id: str, node: str, reason: str, tenant: str = "default") -> None:
+        """From now on the deployment fails on this node, however often it is asked for."""
+        key = deployment_key(tenant, name)
+        self.failed[key] = ReplicaFailure(replica_id=replica_id, node=node, reason=reason, at=datetime.now(UTC))
+        known = self.deployed[key]
+        self._desire(key, name, tenant, known, known.spec)
 
     def say(self, message: Any) -> None:
         self._bus.publish(JOBS_EVENTS, message.job_id, message).result()
@@ -152,8 +168,16 @@ class Scheduler:
 
     def _desire(self, key: str, name: str, tenant: str, known: DesiredDeployment | None, spec: Any) -> None:
         version = known.version + 1 if known else 1
-        seats = known.replicas if known else []
-        self.deployed[key] = DesiredDeployment(tenant=tenant, name=name, version=version, spec=spec, replicas=seats)
+        failure = self.failed.get(key)
+        self.deployed[key] = DesiredDeployment(
+            tenant=tenant,
+            name=name,
+            version=version,
+            spec=spec,
+            replicas=known.replicas if known and not failure else [],
+            failures=[failure] if failure else [],
+            problem=f"failed on {failure.node}: {failure.reason}" if failure else "",
+        )
         self._bus.publish(DEPLOYMENTS_DESIRED, key, self.deployed[key])
 
 

@@ -191,6 +191,9 @@ def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running
     heartbeat = NodeHeartbeat(node="n1", role=Role.inference, boot_id="b", capacity=capacity, replicas=["r1"], seq=1)
     world.bus.publish(NODES_HEARTBEATS, node_key("n1", Role.inference), heartbeat)
     eventually(lambda: "n1" in llmos("nodes").out)
+    eventually(lambda: BRACKETS in llmos("status").out)
+    assert llmos("status", "--json").json["deployments"][0]["status"] == "starting"
+    world.scheduler.give_up("served", "r1", "n1", BRACKETS)
     eventually(lambda: llmos("status", "--json").json["deployments"][0]["status"] == "failed")
     assert BRACKETS in llmos("status").out
     failed = llmos("deploy", "served")

@@ -40,10 +40,31 @@ def deployment(found: Deployment, replicas: Sequence[ReplicaStatus]) -> dict[str
 
 
 def its_own(found: Deployment, replicas: Sequence[ReplicaStatus]) -> list[ReplicaStatus]:
-    """Those that have a seat, and those that still answer without one: the last words of others stay on the topic."""
+    """Those that have a seat, those that still answer without one, and, while some are missing, those that were given
+    up: the last words of others stay on the topic."""
     seated = {place.replica_id for place in found.desired.replicas} if found.desired else set()
     answering = (ReplicaState.ready, ReplicaState.draining)
-    return [status for status in replicas if status.replica_id in seated or status.state in answering]
+    own = [status for status in replicas if status.replica_id in seated or status.state in answering]
+    complete = sum(status.state is ReplicaState.ready for status in own) >= found.spec.replicas
+    return own if complete else [*own, *_given_up(found)]
+
+
+def _given_up(found: Deployment) -> list[ReplicaStatus]:
+    """Replicas that lost their seats since the last change: their agents take back what they said of them."""
+    if found.desired is None or found.wanted is not None:
+        return []
+    return [
+        ReplicaStatus(
+            tenant=found.tenant,
+            replica_id=failure.replica_id,
+            deployment=found.name,
+            node=failure.node,
+            state=ReplicaState.failed,
+            reason=failure.reason,
+            model=found.desired.spec.model.ref,
+        )
+        for failure in found.desired.failures
+    ]
 
 
 def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
@@ -60,7 +81,9 @@ def status_of(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
     ready = states.count(ReplicaState.ready)
     if ready:
         return "ready" if ready >= found.spec.replicas else "degraded"
-    return "failed" if states and all(state is ReplicaState.failed for state in states) else "starting"
+    if states and all(state is ReplicaState.failed for state in states) and _scheduler_problem(found):
+        return "failed"
+    return "starting"
 
 
 def node(name: str, roles: Sequence[Heard], silent_after_s: float) -> dict[str, Any]:
@@ -91,9 +114,14 @@ def _alive(heard: Heard, silent_after_s: float) -> bool:
 
 
 def _problem(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
-    if found.desired and found.desired.problem:
-        return found.desired.problem
-    return next((status.reason for status in replicas if status.state is ReplicaState.failed), "")
+    return _scheduler_problem(found) or next(
+        (status.reason for status in replicas if status.state is ReplicaState.failed), ""
+    )
+
+
+def _scheduler_problem(found: Deployment) -> str:
+    """Why what is wanted cannot be. None so far: it has not answered the last change or failure, and may try again."""
+    return found.desired.problem if found.desired and found.wanted is None else ""
 
 
 def _replica(status: ReplicaStatus) -> dict[str, Any]:

@@ -37,6 +37,9 @@ def why_not_ready(ref: str, deployments: Sequence[DesiredDeployment], replicas: 
 def _not_placed(name: str, ref: str, deployment: DesiredDeployment) -> ModelNotReady:
     if deployment.spec.replicas == 0:
         sentence = f"Deployment {name!r} of {ref!r} is scaled to 0 replicas: scale it to at least one"
+    elif deployment.failures:
+        sentence = f"Deployment {name!r} of {ref!r} has failed: {deployment.problem or deployment.failures[-1].reason}"
+        return ModelNotReady(sentence, retry_after_s=FAILED_RETRY_S)
     else:
         sentence = f"Deployment {name!r} of {ref!r} has no place yet: {deployment.problem or 'it is being placed'}"
     return ModelNotReady(sentence, retry_after_s=LOADING_RETRY_S)

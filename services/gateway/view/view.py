@@ -114,7 +114,11 @@ class View:
         self._submissions.outbox.nudge()
 
     def _follow(self, topic: Topic, on: Callable[[Record], None]) -> None:
-        self._subscriptions.append(self._bus.follow(topic, on, self._caught_up[topic].set))
+        def all_shown() -> None:
+            self.fleet.all_shown(topic)
+            self._caught_up[topic].set()
+
+        self._subscriptions.append(self._bus.follow(topic, on, all_shown))
 
     def _subscribe(self, topic: Topic, handle: Callable[[Sequence[Record]], None]) -> None:
         self._subscriptions.append(self._bus.subscribe(topic, GROUP, handle))

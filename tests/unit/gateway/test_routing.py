@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from services.gateway.inference.errors import InferenceError, ModelNotDeployed, ModelNotFound, ModelNotReady
@@ -10,7 +12,7 @@ from services.gateway.inference.table import RoutingTable
 from shared.bus.port import Position, Record
 from shared.contracts import topics
 from shared.contracts.artifacts import ArtifactKind, ArtifactVersionState, artifact_key, version_key
-from shared.contracts.deployments import DesiredDeployment, Load, ReplicaState, ReplicaStatus
+from shared.contracts.deployments import DesiredDeployment, Load, ReplicaFailure, ReplicaState, ReplicaStatus
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 from tests.serving import TENANT, aliases_state, desired, status, version_state
@@ -253,3 +255,11 @@ def test_a_late_status_of_the_same_process_changes_nothing() -> None:
     one.update(status("one", "tiny@1", ReplicaState.draining, seq=5), NOW)
     one.update(status("one", "tiny@1", ReplicaState.ready, seq=4), NOW)
     assert one.status.state is ReplicaState.draining
+
+
+def test_a_deployment_that_failed_says_so_and_why() -> None:
+    failure = ReplicaFailure(replica_id="r1", node="n1", reason="no memory left", at=datetime.now(UTC))
+    failed = desired("tiny", "tiny@1", [], replicas=1, problem="failed on n1: no memory left")
+    error = Table().take(failed.changed(failures=[failure])).refusal("tiny")
+    assert isinstance(error, ModelNotReady)
+    assert "has failed: failed on n1: no memory left" in error.message
