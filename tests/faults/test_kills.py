@@ -99,6 +99,28 @@ def test_a_deployment_answers_again_after_kill_9_of_its_replica_and_its_agent(sy
         client.undeploy("echoes")
 
 
+def test_a_failed_deployment_stays_failed_after_kill_9_and_answers_once_it_is_mended(
+    system: System, tmp_path: Path
+) -> None:
+    make_tiny_llama(tmp_path / "weak")
+    with system.client() as client:
+        job = client.submit_job("import", params={"source": str(tmp_path / "weak")}, output="weak")
+        assert client.wait_job(job["id"])["status"] == "succeeded"
+        client.deploy("weak", engine="echo", engine_args={"tokenz": 3})
+        failed = eventually(lambda: (now := client.get_deployment("weak"))["status"] == "failed" and now, 60, "failed")
+        assert "tokenz" in failed["problem"]
+        (given_up,) = failed["replica_statuses"]
+        for name in ("scheduler", "inference"):
+            system.kill(name)
+        job_id = submit(client, "beside-weak")
+        succeeded_once(client, job_id, "beside-weak")
+        now = client.get_deployment("weak")
+        assert (now["status"], now["replica_statuses"]) == ("failed", [given_up])
+        client.deploy("weak", engine="echo")
+        eventually(lambda: client.get_deployment("weak")["status"] == "ready", 60, "the mended one answers")
+        client.undeploy("weak")
+
+
 def test_up_after_kill_9_of_everything_brings_all_jobs_back(system: System) -> None:
     with system.client() as client:
         job_id = submit(client, "survivor-all")
