@@ -15,6 +15,12 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "LLMOS_"
+SECRETS = Path("/run/secrets")
+"""Where Docker and Kubernetes put secrets: a file for each, named like its variable."""
+EXAMPLE = "change-me"
+"""What every secret of .env.example contains."""
+TEST_PREFIX = f"{PREFIX}TEST_"
+"""Where the tests find servers; no process reads them."""
 
 
 class Settings(BaseSettings):
@@ -24,7 +30,9 @@ class Settings(BaseSettings):
 
     # Where things are
     home: Path = Field(Path.home() / ".llmos", description="Folder of the embedded system: data, logs, sockets, key.")
-    bus_url: str = Field("memory://", description="valkey+unix:///path, valkey://host:port, kafka://host:port")
+    bus_url: str = Field(
+        "memory://", description="valkey+unix:///path, valkey://host:port, kafka://host:port[,host:port]"
+    )
     redis_url: str = Field("memory://", description="Doorbells and replies: unix:///path or redis://host:port/0")
     requests_url: str = Field("", description="Inference requests; by default `redis_url`. kafka://… also works.")
     store_url: str = Field("", description="file:///folder or s3://host:port/bucket; by default a folder in `home`.")
@@ -35,10 +43,14 @@ class Settings(BaseSettings):
     url: str = Field("", description="The gateway's address, for the command and the client library.")
     node: str = Field(socket.gethostname(), description="This machine's name; unique among the nodes.")
 
+    dev: bool = Field(False, description="A trial: the secrets of .env.example are good enough.")
+
     # Logs and metrics
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
-    metrics_port: int = Field(0, description="Prometheus port of a service without HTTP; 0 serves none.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="/metrics, /healthz and /readyz of a service without HTTP; 0 serves none."
+    )
 
     # Gateway
     host: str = "127.0.0.1"
@@ -96,14 +108,26 @@ def load_settings(**overrides: object) -> Settings:
     """The settings of this process. Raises SettingsError."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known:
             raise SettingsError(f"{name} is no setting; `llmos config` lists those that there are")
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        settings = Settings(_secrets_dir=SECRETS if SECRETS.is_dir() else None, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg']} (it is {first['input']!r})") from error
+    _refuse_examples(settings)
+    return settings
+
+
+def _refuse_examples(settings: Settings) -> None:
+    if settings.dev:
+        return
+    for name, value in settings:
+        if isinstance(value, str) and EXAMPLE in value:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} holds a secret of .env.example: set your own, or {PREFIX}DEV=1 for a trial"
+            )
 
 
 def die(error: Exception | str) -> NoReturn:
