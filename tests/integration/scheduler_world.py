@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from services.scheduler.leadership import FileLeadership
-from services.scheduler.main import Service
+from services.scheduler.main import Service, leadership_of
 from services.scheduler.truth import take_over
 from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import (
@@ -220,7 +219,7 @@ class World:
     def start_scheduler(self, bus: Bus | None = None) -> Service:
         engine = open_database(self.settings.effective_db_url("scheduler"))
         migrate(engine, "services.scheduler.migrations")
-        self.leadership = FileLeadership(self.folder / "leader")
+        self.leadership = leadership_of(self.settings, engine)
         assert self.leadership.acquire(threading.Event())
         epoch = take_over(engine)
         service = Service(

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from sqlalchemy import select
 
-from services.scheduler.leadership import FileLeadership
+from services.scheduler.main import leadership_of
 from services.scheduler.tables import handled, outgoing
 from services.scheduler.tables import jobs as jobs_table
 from services.scheduler.truth import Deposed, take_over
@@ -43,15 +43,24 @@ from shared.contracts.topics import (
     NODES_HEARTBEATS,
     REGISTRY_EVENTS,
 )
+from shared.db import open_database
+from tests.databases import maker
 from tests.integration.scheduler_world import FakeTrainer, World
 from tests.servers import valkey
 from tests.waiting import eventually
 
 
-@pytest.fixture(params=["memory", "valkey"])
-def new_bus(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
+@pytest.fixture(params=[("memory", "sqlite"), ("valkey", "sqlite"), ("memory", "postgresql")], ids="-".join)
+def kinds(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Of the bus and the database."""
+    kinds: tuple[str, str] = request.param
+    return kinds
+
+
+@pytest.fixture
+def new_bus(kinds: tuple[str, str]) -> Iterator[Callable[[], Bus]]:
     """Makes buses on one server."""
-    if request.param == "memory":
+    if kinds[0] == "memory":
         memory = MemoryServer()
         yield lambda: MemoryBus(memory)
     else:
@@ -62,8 +71,10 @@ def new_bus(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bus]]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, new_bus: Callable[[], Bus]) -> Iterator[World]:
-    world = World(tmp_path, new_bus)
+def world(
+    tmp_path: Path, new_bus: Callable[[], Bus], kinds: tuple[str, str], request: pytest.FixtureRequest
+) -> Iterator[World]:
+    world = World(tmp_path, new_bus, db_url=maker(kinds[1], request, tmp_path)("scheduler"))
     yield world
     world.close()
     assert not world.failures
@@ -423,7 +434,7 @@ def test_hundreds_of_jobs_of_two_tenants_all_succeed_once(world: World) -> None:
 
 def test_a_second_scheduler_stands_by_until_the_first_is_gone(world: World) -> None:
     first = world.start_scheduler()
-    standby = FileLeadership(world.folder / "leader")
+    standby = leadership_of(world.settings, open_database(world.settings.effective_db_url("scheduler")))
     told_to_stop = threading.Event()
     told_to_stop.set()
     assert not standby.acquire(told_to_stop)
