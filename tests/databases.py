@@ -24,21 +24,35 @@ class Databases:
         self._templates: dict[str, str] = {}
 
     def new(self, service: str) -> str:
-        """Its URL."""
+        """Its name."""
         if service not in self._templates:
             template = self._server.new_database()
             engine = open_database(self._server.url(template))
             migrate(engine, f"services.{service}.migrations")
             engine.dispose()
             self._templates[service] = template
-        return self._server.url(self._server.new_database(self._templates[service]))
+        return self._server.new_database(self._templates[service])
+
+    def url(self, name: str) -> str:
+        """As in LLMOS_DB_URL."""
+        return self._server.url(name)
+
+    def drop(self, name: str) -> None:
+        """Whoever is still connected to it."""
+        self._server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> NewDatabase:
-    """How a fixture makes databases of one kind. The server is only started where PostgreSQL is asked for."""
+    """How a fixture makes databases of one kind, which go with it. PostgreSQL is only started where it is asked for."""
     if kind == "postgresql":
         databases: Databases = request.getfixturevalue("databases")
-        return databases.new
+
+        def copy(service: str) -> str:
+            name = databases.new(service)
+            request.addfinalizer(lambda: databases.drop(name))
+            return databases.url(name)
+
+        return copy
 
     def new(service: str) -> str:
         url = f"sqlite:///{folder / 'db' / f'{service}.sqlite'}"

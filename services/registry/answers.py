@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select
 
 from services.registry.tables import answers, inbox, outbox_answers, outbox_states
 from shared.contracts.artifacts import CommandDone, CommandRejected
+from shared.db import insert_into
 
 KEPT_S = 14 * 24 * 3600
 """Twice as long as the bus keeps a command."""
@@ -33,11 +34,12 @@ def answer_again(connection: Connection, command_id: str) -> bool:
 
 
 def mark_states(connection: Connection, keys: Iterable[str]) -> None:
-    """The current state of these keys is to be published."""
-    for key in keys:
-        again = update(outbox_states).where(outbox_states.c.key == key)
-        if not connection.execute(again.values(revision=outbox_states.c.revision + 1)).rowcount:
-            connection.execute(insert(outbox_states).values(key=key, revision=1, since=time.time()))
+    """The current state of these keys is to be published. Their rows are locked in one order, whoever marks them."""
+    rows = [{"key": key, "revision": 1, "since": time.time()} for key in sorted(set(keys))]
+    again = {"revision": outbox_states.c.revision + 1}
+    if rows:
+        statement = insert_into(connection, outbox_states)
+        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=again), rows)
 
 
 def forget_old_answers(connection: Connection) -> None:

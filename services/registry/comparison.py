@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 from services.registry.answers import mark_states
 from services.registry.tables import truth
 from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import ArtifactAliasesState, ArtifactVersionState
 from shared.contracts.topics import REGISTRY_STATE
-from shared.db import reading
+from shared.db import AWAY, reading
 
 log = structlog.get_logger("registry.comparison")
 
@@ -39,7 +38,7 @@ class Comparison:
         while not self._stopping.is_set():
             try:
                 self.mend()
-            except OperationalError as error:
+            except AWAY as error:
                 log.warning("comparison_put_off", error=str(error))
             self._stopping.wait(EVERY_S)
         following.close()

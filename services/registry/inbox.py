@@ -5,7 +5,8 @@ written down, which lets the bus go on, and its row goes in the transaction that
 instruction, it is still here or it was answered.
 
 What still waits: a command waits for the earlier ones of its own artifact, and a publication for a free place among the
-`PUBLISHES` at work. Aliases and deletions of other artifacts never wait for a publication.
+`PUBLISHES` at work. Aliases and deletions of other artifacts never wait for a publication. Several registries on one
+database share the commands: each artifact is one registry's at a time.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import OperationalError
 
 from services.registry.answers import answer_again
 from services.registry.tables import inbox
 from shared.bus.port import Poison, Record
 from shared.contracts.artifacts import DeleteArtifact, PublishArtifact, SetAlias, artifact_key
 from shared.contracts.message import decode
-from shared.db import insert_into
+from shared.db import AWAY, insert_into, reading
+from shared.db.locks import turn
 
 log = structlog.get_logger("registry.inbox")
 
 PUBLISHES = 4
 LOOK_EVERY_S = 3.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
+ELSEWHERE_S = 0.5
+"""Before we look again at an artifact that another registry works on."""
 
 Command = PublishArtifact | SetAlias | DeleteArtifact
 
@@ -75,7 +78,7 @@ class Inbox:
                     for command in self._startable():
                         self._at_work[_key(command)] = command
                         workers.submit(self._work, command)
-                except OperationalError as error:
+                except AWAY as error:
                     log.warning("inbox_waits", error=str(error))
                 self._wake.wait(LOOK_EVERY_S)
 
@@ -86,7 +89,7 @@ class Inbox:
 
     def waiting(self) -> int:
         """How many commands have no answer yet."""
-        with self._engine.connect().execution_options(readonly=True) as connection:
+        with reading(self._engine) as connection:
             return connection.scalar(select(func.count()).select_from(inbox)) or 0
 
     def _startable(self) -> list[Command]:
@@ -98,7 +101,7 @@ class Inbox:
             select(inbox.c.key, inbox.c.publishes, inbox.c.command).where(inbox.c.seq.in_(firsts)).order_by(inbox.c.seq)
         )
         startable: list[Command] = []
-        with self._engine.connect().execution_options(readonly=True) as connection:
+        with reading(self._engine) as connection:
             for key, publishes, raw in connection.execute(rows):
                 if key in busy or (publishes and not room):
                     continue
@@ -108,13 +111,22 @@ class Inbox:
                 room -= publishes
         return startable
 
+    def _waits(self, command: Command) -> bool:
+        """Whether nobody has answered it since we looked."""
+        with reading(self._engine) as connection:
+            return connection.scalar(select(inbox.c.seq).where(inbox.c.id == command.id)) is not None
+
     def _work(self, command: Command) -> None:
         """Handle it. Store or database away: it comes again after a pause, and its artifact waits meanwhile."""
         key = _key(command)
         try:
-            self._handle(command)
+            with turn(self._engine, f"artifact {key}") as mine:
+                if mine and self._waits(command):
+                    self._handle(command)
             self._failures.pop(key, None)
             self._on_answers()
+            if not mine:
+                self._stopping.wait(ELSEWHERE_S)
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             log.warning("command_waits", key=key, failures=failures, error=str(error), exc_info=failures == 1)

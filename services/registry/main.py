@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 import shared.bus
 import shared.store
@@ -19,7 +19,8 @@ from services.registry.inbox import Inbox
 from services.registry.outbox import Outbox
 from shared.bus.port import Bus, BusError
 from shared.contracts.topics import REGISTRY_COMMANDS
-from shared.db import migrate, open_database
+from shared.db import AWAY as DATABASE_AWAY
+from shared.db import migrate, open_database, why
 from shared.settings import Settings
 from shared.stopping import Stop, until_it_works
 from shared.store.port import ObjectStore, StoreError
@@ -28,7 +29,7 @@ from shared.telemetry import setup_telemetry
 log = structlog.get_logger("registry")
 
 GROUP = "registry"
-AWAY = (BusError, OperationalError, StoreError)
+AWAY = (*DATABASE_AWAY, BusError, StoreError)
 
 Part = Comparison | Inbox | Outbox
 
@@ -53,8 +54,7 @@ class Service:
         self._threads: dict[Part, threading.Thread] = {}
 
     def start(self) -> None:
-        with self._engine.begin() as connection:
-            forget_old_answers(connection)
+        self._forget_old_answers()
         self._watch()
         for part in (self.comparison, self.outbox, self.inbox):
             thread = threading.Thread(target=self._run, args=(part.run,), name=type(part).__name__, daemon=True)
@@ -82,12 +82,31 @@ class Service:
             log.exception("part_ended", part=part.__qualname__)
             self._on_failure(error)
 
+    def _forget_old_answers(self) -> None:
+        try:
+            with self._engine.begin() as connection:
+                forget_old_answers(connection)
+        except DATABASE_AWAY as error:
+            log.warning("old_answers_are_kept", error=why(error))
+
     def _watch(self) -> None:
-        metrics.WAITING.set_function(self.inbox.waiting)
-        metrics.OUTBOX_AGE.set_function(self.outbox.age_s)
         topic = REGISTRY_COMMANDS
-        metrics.LAG.labels(topic.name).set_function(lambda: self._bus.lag(topic, GROUP))
-        metrics.DLQ.labels(topic.name).set_function(lambda: self._bus.dlq_depth(topic))
+        metrics.WAITING.set_function(_if_there(self.inbox.waiting))
+        metrics.OUTBOX_AGE.set_function(_if_there(self.outbox.age_s))
+        metrics.LAG.labels(topic.name).set_function(_if_there(lambda: self._bus.lag(topic, GROUP)))
+        metrics.DLQ.labels(topic.name).set_function(_if_there(lambda: self._bus.dlq_depth(topic)))
+
+
+def _if_there(look: Callable[[], float]) -> Callable[[], float]:
+    """The number, or none while what knows it is away: the other numbers are still told."""
+
+    def number() -> float:
+        try:
+            return look()
+        except AWAY:
+            return math.nan
+
+    return number
 
 
 def main(settings: Settings) -> int:

@@ -1,7 +1,8 @@
 """What is written down to be said is said, again and again until it is durable on the bus.
 
 States are published as they are now, never an old snapshot, and before the answers: who reads an answer will find the
-state. A row is deleted once the bus has it, unless it was marked again in the meantime.
+state. A row is deleted once the bus has it, unless it was marked again in the meantime. Of several registries on one
+database one publishes at a time: a slow one could put an older state over a newer one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Connection, Engine, delete, func, select
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import Delete
 
 from services.registry.tables import current_state, outbox_answers, outbox_states
 from shared.bus.port import Bus, BusError, Position
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
+from shared.db import AWAY
+from shared.db.locks import turn
 
 log = structlog.get_logger("registry.outbox")
 
@@ -60,10 +62,14 @@ class Outbox:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                while self.publish_round() and not self._stopping.is_set():
-                    pause_s = FIRST_PAUSE_S
-                self._wake.wait(LONGEST_PAUSE_S)
-            except (BusError, OperationalError, TimeoutError) as error:
+                with turn(self._engine, "outbox") as mine:
+                    while mine and self.publish_round() and not self._stopping.is_set():
+                        pause_s = FIRST_PAUSE_S
+                if mine:
+                    self._wake.wait(LONGEST_PAUSE_S)
+                else:
+                    self._stopping.wait(FIRST_PAUSE_S)
+            except (*AWAY, BusError, TimeoutError) as error:
                 log.warning("outbox_waits", error=str(error), again_in_s=pause_s)
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
@@ -81,13 +87,13 @@ class Outbox:
     def _publish(self, waiting: Callable[[Connection], Iterable[Entry]]) -> int:
         with self._engine.begin() as connection:
             entries = list(waiting(connection))
-        flying = [(each.forget, self._bus.publish(each.topic, each.key, each.message)) for each in entries]
+        flying = [(each, self._bus.publish(each.topic, each.key, each.message)) for each in entries]
         wait([future for _, future in flying], timeout=ACK_TIMEOUT_S)
-        durable = [forget for forget, future in flying if future.done() and not future.exception()]
+        durable = [each for each, future in flying if future.done() and not future.exception()]
         if durable:
             with self._engine.begin() as connection:
-                for forget in durable:
-                    connection.execute(forget)
+                for each in sorted(durable, key=lambda each: each.key):  # as `mark_states` locks them
+                    connection.execute(each.forget)
         for _, future in flying:
             _raise_failure(future)
         return len(entries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -37,6 +38,9 @@ from shared.contracts.artifacts import (
 from shared.contracts.message import Message
 
 metadata = MetaData()
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits: SQLite's own numbers have them under another name."""
 
 artifacts = Table(
     "artifacts",
@@ -99,7 +103,7 @@ blob_references = Table(
 inbox = Table(
     "inbox",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", Number, primary_key=True, autoincrement=True),
     Column("id", String, nullable=False, unique=True),
     Column("key", String, nullable=False),
     Column("publishes", Boolean, nullable=False),
@@ -130,7 +134,7 @@ outbox_states = Table(
 outbox_answers = Table(
     "outbox_answers",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", Number, primary_key=True, autoincrement=True),
     Column("key", String, nullable=False),
     Column("answer", LargeBinary, nullable=False),
     Column("since", Float, nullable=False),

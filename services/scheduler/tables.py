@@ -6,6 +6,7 @@ Times in columns are seconds since the epoch, so that they compare alike in ever
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -20,6 +21,9 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits: SQLite's own numbers have them under another name."""
 
 jobs = Table(
     "jobs",
@@ -81,7 +85,7 @@ dirty = Table(
 outgoing = Table(
     "outbox_messages",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", Number, primary_key=True, autoincrement=True),
     Column("id", String, nullable=False, unique=True),
     Column("topic", String, nullable=False),
     Column("key", String, nullable=False),
@@ -96,6 +100,6 @@ leader = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("epoch", Integer, nullable=False),
-    Column("writes", Integer, nullable=False),
+    Column("writes", BigInteger, nullable=False),
 )
 """One row. Its epoch grows with every takeover; every transaction begins by touching it (`WHERE epoch = mine`)."""

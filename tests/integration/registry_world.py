@@ -39,9 +39,9 @@ def tensors(data: bytes = b"\0" * 16) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-def start_registry(folder: Path, store: ObjectStore, bus: Bus) -> Service:
-    """As `python -m services.registry` does, in this process."""
-    engine = open_database(f"sqlite:///{folder / 'registry.sqlite'}")
+def start_registry(folder: Path, store: ObjectStore, bus: Bus, db_url: str = "") -> Service:
+    """As `python -m services.registry` does, in this process. By default its database is a file in the folder."""
+    engine = open_database(db_url or f"sqlite:///{folder / 'registry.sqlite'}")
     migrate(engine, "services.registry.migrations")
     service = Service(engine, store, bus)
     service.start()

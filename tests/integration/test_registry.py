@@ -31,6 +31,7 @@ from shared.store.port import ObjectStore
 from shared.store.s3 import S3Store
 from shared.store.staging import read_manifest
 from tests.contract.bus_worlds import BusWorld, MemoryWorld, ValkeyWorld
+from tests.databases import NewDatabase
 from tests.integration.registry_world import Client, start_registry, tensors
 from tests.s3_server import S3Server, s3_server
 from tests.servers import valkey
@@ -54,11 +55,16 @@ def world() -> BusWorld:
 
 
 @pytest.fixture
-def start(world: BusWorld, store: ObjectStore, tmp_path: Path) -> Iterator[Callable[[], Service]]:
+def db_url(new_database: NewDatabase) -> str:
+    return new_database("registry")
+
+
+@pytest.fixture
+def start(world: BusWorld, store: ObjectStore, tmp_path: Path, db_url: str) -> Iterator[Callable[[], Service]]:
     running: list[Service] = []
 
     def start_one() -> Service:
-        running.append(start_registry(tmp_path, store, world.connect()))
+        running.append(start_registry(tmp_path, store, world.connect(), db_url))
         return running[-1]
 
     yield start_one
@@ -273,14 +279,14 @@ def test_a_command_that_cannot_be_read_is_answered(client: Client, world: BusWor
 
 
 def test_a_wiped_bus_is_filled_again_at_the_next_start(
-    client: Client, store: ObjectStore, tmp_path: Path, start: Callable[[], Service]
+    client: Client, store: ObjectStore, tmp_path: Path, db_url: str
 ) -> None:
     client.published("m", {"a": b"1"}, aliases=["production"])
     client.published("m", {"a": b"2"})
     client.answer(client.send(DeleteArtifact(name="m", version=2)))
     client.sees(lambda: set(client.versions("m")) == {1})
     empty = MemoryWorld()
-    service, bus = start_registry(tmp_path, store, empty.connect()), empty.connect()
+    service, bus = start_registry(tmp_path, store, empty.connect(), db_url), empty.connect()
     newcomer = Client(store, bus, tmp_path)
     newcomer.sees(lambda: set(newcomer.versions("m")) == {1}, "the version")
     newcomer.sees(lambda: newcomer.aliases("m") == {"latest": 1, "production": 1}, "the aliases")

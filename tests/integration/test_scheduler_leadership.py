@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
@@ -14,14 +15,14 @@ from services.scheduler.advisory import AdvisoryLeadership
 from services.scheduler.truth import Deposed, Truth, take_over
 from shared.db import open_database
 from shared.settings import SettingsError
-from tests.databases import Databases
+from tests.databases import maker
 from tests.postgres_server import PostgresServer
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def url(databases: Databases) -> str:
-    return databases.new("scheduler")
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return maker("postgresql", request, tmp_path)("scheduler")
 
 
 @pytest.fixture

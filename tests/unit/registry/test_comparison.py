@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select
@@ -16,7 +15,8 @@ from services.registry.tables import insert_version, outbox_states, save_artifac
 from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind, ArtifactVersionState, Manifest
 from shared.contracts.topics import REGISTRY_STATE
-from shared.db import migrate, open_database
+from shared.db import open_database
+from tests.databases import NewDatabase
 from tests.waiting import eventually
 
 STATE = ArtifactVersionState(
@@ -31,9 +31,8 @@ STATE = ArtifactVersionState(
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = open_database(f"sqlite:///{tmp_path}/registry.sqlite")
-    migrate(engine, "services.registry.migrations")
+def engine(new_database: NewDatabase) -> Engine:
+    engine = open_database(new_database("registry"))
     with engine.begin() as connection:
         artifact = Artifact("default", "base", ArtifactKind.model, last_version=1)
         save_artifact(connection, artifact)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,9 @@ from shared.bus.port import BusUnavailable, Position
 from shared.contracts.jobs import JobState, JobTransitioned
 from shared.contracts.message import Message
 from shared.contracts.topics import JOBS_EVENTS, JOBS_STATE, Topic
-from shared.db import migrate, open_database
+from shared.db import open_database
 from shared.doorbell.memory import MemoryDoorbell
+from tests.databases import NewDatabase
 from tests.unit.scheduler.clock import FakeClock
 from tests.unit.scheduler.jobs import a_job, dispatch, started
 
@@ -46,9 +46,8 @@ class RecordingBus:
 
 
 class Desk:
-    def __init__(self, folder: Path) -> None:
-        engine = open_database(f"sqlite:///{folder / 'truth.sqlite'}")
-        migrate(engine, "services.scheduler.migrations")
+    def __init__(self, db_url: str) -> None:
+        engine = open_database(db_url)
         self.truth = Truth(engine, take_over(engine))
         self.bus, self.doorbell, clock = RecordingBus(), MemoryDoorbell(), FakeClock()
         self.ledger = Ledger(self.truth, clock, Limits(), on_written=lambda: None)
@@ -77,8 +76,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(new_database: NewDatabase) -> Desk:
+    return Desk(new_database("scheduler"))
 
 
 def test_the_state_is_published_as_it_is_now_and_not_as_it_was(desk: Desk) -> None:

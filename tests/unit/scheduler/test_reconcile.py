@@ -22,8 +22,9 @@ from shared.bus.port import Position, Record
 from shared.contracts.jobs import JobSpec, Resources, RunMessage, SubmitJob
 from shared.contracts.nodes import Capacity, Device, NodeHeartbeat, Role, RunRef
 from shared.contracts.topics import JOBS_COMMANDS, JOBS_EVENTS
-from shared.db import migrate, open_database
+from shared.db import open_database
 from shared.settings import Settings
+from tests.databases import NewDatabase, maker
 from tests.unit.scheduler.clock import FakeClock
 from tests.unit.scheduler.jobs import a_job, started, succeeded
 
@@ -31,9 +32,8 @@ from tests.unit.scheduler.jobs import a_job, started, succeeded
 class Desk:
     """A scheduler with a clock that the test moves, and nodes that say what the test lets them say."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.engine: Engine = open_database(f"sqlite:///{folder / 'truth.sqlite'}")
-        migrate(self.engine, "services.scheduler.migrations")
+    def __init__(self, db_url: str, **settings: object) -> None:
+        self.engine: Engine = open_database(db_url)
         self.clock = FakeClock()
         self.truth = Truth(self.engine, take_over(self.engine))
         self.ledger = Ledger(self.truth, self.clock, Limits(), on_written=lambda: None)
@@ -87,8 +87,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(new_database: NewDatabase) -> Desk:
+    return Desk(new_database("scheduler"))
 
 
 def test_free_slots_are_shared_between_tenants(desk: Desk) -> None:
@@ -112,8 +112,8 @@ def test_a_slot_that_becomes_free_goes_to_the_next_in_turn(desk: Desk) -> None:
     assert order == ["high", "higher", "low"]
 
 
-def test_a_tenant_at_its_limit_waits_and_is_told_so(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, max_running_jobs=1)
+def test_a_tenant_at_its_limit_waits_and_is_told_so(new_database: NewDatabase) -> None:
+    desk = Desk(new_database("scheduler"), max_running_jobs=1)
     desk.submit("a1", "a2", tenant="a")
     desk.submit("b1", tenant="b")
     desk.node(slots=9)
@@ -162,8 +162,8 @@ def test_a_device_is_free_only_when_the_old_run_has_left_it(desk: Desk) -> None:
     assert desk.started() == ["next"]
 
 
-def test_nothing_starts_before_the_nodes_are_known(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
+def test_nothing_starts_before_the_nodes_are_known(new_database: NewDatabase) -> None:
+    desk = Desk(new_database("scheduler"))
     desk.liveness.caught_up = False
     desk.submit("j1")
     desk.node()
@@ -202,7 +202,10 @@ def test_a_look_that_changes_nothing_writes_nothing(desk: Desk) -> None:
         (in_line(line_of(a_job())).order_by(jobs_table.c.queued_at).limit(1), "jobs_in_line"),
     ],
 )
-def test_the_loop_reads_by_index_however_many_jobs_have_ended(desk: Desk, query: object, index: str) -> None:
+def test_the_loop_reads_by_index_however_many_jobs_have_ended(
+    query: object, index: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    desk = Desk(maker("sqlite", request, tmp_path)("scheduler"))
     sql = query.compile(desk.engine, compile_kwargs={"literal_binds": True})  # type: ignore[attr-defined]
     with desk.engine.connect() as connection:
         plan = " ".join(row[3] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {sql}")))

@@ -6,6 +6,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -70,7 +72,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "outbox_answers",
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("seq", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("key", sa.String, nullable=False),
         sa.Column("answer", sa.LargeBinary, nullable=False),
         sa.Column("since", sa.Float, nullable=False),

@@ -6,6 +6,8 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -54,7 +56,7 @@ def upgrade() -> None:
     op.create_index("outbox_states_since", "outbox_states", ["since"])
     op.create_table(
         "outbox_messages",
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("seq", NUMBER, primary_key=True, autoincrement=True),
         sa.Column("id", sa.String, nullable=False, unique=True),
         sa.Column("topic", sa.String, nullable=False),
         sa.Column("key", sa.String, nullable=False),
@@ -66,6 +68,6 @@ def upgrade() -> None:
         "leader",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("epoch", sa.Integer, nullable=False),
-        sa.Column("writes", sa.Integer, nullable=False),
+        sa.Column("writes", sa.BigInteger, nullable=False),
     )
     op.bulk_insert(leader, [{"id": 1, "epoch": 0, "writes": 0}])
