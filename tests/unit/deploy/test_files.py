@@ -1,0 +1,79 @@
+"""The files of the cluster shape say the same as the code: settings, metrics, secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shared.settings import EXAMPLE, PREFIX, Settings
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE_ENV = (ROOT / ".env.example").read_text()
+OF_THE_HOST = {"HOME", "HOST", "PORT", "URL", "LOG_FORMAT", "METRICS_PORT", "S3_SECURE"}
+"""Settings that the images or the compose file fix, or that only the command reads."""
+MADE_FROM_OTHERS = {"BUS_URL", "REDIS_URL", "STORE_URL", "DB_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+METRIC = re.compile(r"\bllmos_[a-z_]+\b")
+SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return found
+
+
+def test_the_example_explains_every_setting_with_its_default() -> None:
+    for name, field in Settings.model_fields.items():
+        if name.upper() not in OF_THE_HOST | MADE_FROM_OTHERS:
+            line = re.search(rf"^#?{PREFIX}{name.upper()}=(.*)$", EXAMPLE_ENV, re.MULTILINE)
+            assert line, f"{PREFIX}{name.upper()} is not in .env.example"
+            if name not in {"dev", "api_key", "requests_url", "node"}:
+                default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+                assert line[1] == default, name
+
+
+def test_every_service_gets_every_setting_that_the_example_offers() -> None:
+    offered = set(re.findall(rf"^#?({PREFIX}\w+)=", EXAMPLE_ENV, re.MULTILINE))
+    offered -= {f"{PREFIX}CONTROL_IMAGE", f"{PREFIX}WORKER_IMAGE", f"{PREFIX}API_KEY", f"{PREFIX}NODE"}
+    services = compose()["services"]
+    for name in ("gateway", "scheduler", "registry", "trainer", "inference", "trainer-gpu", "inference-gpu"):
+        assert offered <= set(services[name]["environment"]), name
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name, service in services.items():
+        ours = {key for key in service.get("environment", {}) if key.startswith(PREFIX)}
+        assert ours <= known, name
+
+
+def test_every_secret_of_the_example_is_one_that_is_refused_in_earnest() -> None:
+    secrets = re.findall(r"^#?(\w*(?:PASSWORD|API_KEY)\w*)=(.*)$", EXAMPLE_ENV, re.MULTILINE)
+    assert len(secrets) >= 6
+    assert all(EXAMPLE in value for _, value in secrets)
+
+
+def test_only_the_gateway_is_reachable_from_outside_and_the_rest_on_loopback_at_most() -> None:
+    for name, service in compose()["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:") or name == "gateway", (name, port)
+
+
+def test_every_service_has_a_health_check_a_limit_and_a_restart_policy() -> None:
+    for name, service in compose()["services"].items():
+        assert service["restart"], name
+        assert service["deploy"]["resources"]["limits"]["memory"], name
+        if name not in {"migrate", "kafka-ui"}:
+            assert service["healthcheck"]["test"], name
+
+
+@pytest.mark.parametrize("file", ["prometheus/alerts.yml", "grafana/dashboards/llmos.json"])
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are(file: str) -> None:
+    asked = (ROOT / "deploy/observe" / file).read_text()
+    json.loads(asked) if file.endswith(".json") else yaml.safe_load(asked)
+    code = "\n".join(path.read_text() for path in (ROOT / "services").rglob("metrics.py"))
+    there = {SUFFIX.sub("", name) for name in METRIC.findall(code)}
+    wanted = {SUFFIX.sub("", name) for name in METRIC.findall(asked)} - {"llmos"}
+    assert wanted
+    assert wanted <= there, wanted - there
