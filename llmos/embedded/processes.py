@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.log_files import rotate
-from shared.processes import birth_of, die_with_parent, kill_group
+from shared.processes import Life, await_end, birth_of, die_with_parent, group_of, kill_all, kill_group
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
@@ -122,30 +122,22 @@ def record(file: Path, children: Sequence[Child]) -> None:
 
 
 def end_leftovers(file: Path, grace_s: float = 10.0) -> list[str]:
-    """End the children of a supervisor that was killed. Returns the names of those that were still there."""
-    left = [entry for entry in _recorded(file) if _lives(entry)]
-    for entry in left:
-        try:
-            os.kill(entry["pid"], signal.SIGTERM)
-        except ProcessLookupError:
-            continue
-    deadline = time.monotonic() + grace_s
-    while any(map(_lives, left)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for entry in filter(_lives, left):
-        kill_group(entry["pid"])
+    """End the children of a supervisor that was killed, with their groups. Returns the names of those still there.
+
+    The kernel has sent them SIGTERM when their supervisor ended, the queues among them: whoever still works can tell
+    nobody, so that a longer grace, such as an orderly stop gives a last checkpoint, would save nothing.
+    """
+    left = [(name, leader, group) for name, leader in _recorded(file) if (group := group_of(leader))]
+    for _, leader, _ in left:
+        leader.send(signal.SIGTERM)
+    kill_all(await_end([life for _, _, group in left for life in group], grace_s))
     file.unlink(missing_ok=True)
-    return [entry["name"] for entry in left]
+    return [name for name, _, _ in left]
 
 
-def _recorded(file: Path) -> list[dict[str, Any]]:
+def _recorded(file: Path) -> list[tuple[str, Life]]:
     try:
         entries: list[dict[str, Any]] = json.loads(file.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return []  # nothing ran, or the power failed while it was written, and then nothing runs now
-    return entries
-
-
-def _lives(entry: dict[str, Any]) -> bool:
-    birth: str = entry["birth"]
-    return birth_of(entry["pid"]) == birth
+    return [(entry["name"], Life(entry["pid"], entry["birth"])) for entry in entries]

@@ -5,15 +5,12 @@ A record is there from before a replica's first status until after its tombstone
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-import psutil
 import structlog
 
-from shared.processes import birth_of, kill_group
+from shared.processes import Life, birth_of, group_of, kill_all
 
 log = structlog.get_logger(__name__)
 
@@ -66,17 +63,8 @@ class Leftovers:
 
 
 def _end_group(record: Record) -> None:
-    """Kill the group that the replica led. Its leader may be dead and its engine's processes still be there."""
-    if birth_of(record.pid) not in (None, record.birth):
-        return  # another process has that number now, and so its group
-    members = [process for process in psutil.process_iter() if _in_group(process, record.pid)]
-    if members:
+    """The replica's leader may be dead and its engine's processes still be there."""
+    if members := group_of(Life(record.pid, record.birth)):
         log.info("leftover_ended", replica=record.replica_id, pid=record.pid, processes=len(members))
-        kill_group(record.pid)
-        psutil.wait_procs(members, timeout=5)
-
-
-def _in_group(process: psutil.Process, group: int) -> bool:
-    with suppress(ProcessLookupError):
-        return os.getpgid(process.pid) == group
-    return False
+        for life in kill_all(members):
+            log.error("leftover_survives", replica=record.replica_id, pid=life.pid, reason="SIGKILL did not end it")

@@ -6,17 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
-import psutil
 import structlog
 from pydantic import ValidationError
 
 from services.trainer.spawn import RUN_ID_VARIABLE
 from shared.contracts.message import Value
-from shared.processes import birth_of
+from shared.processes import Life, birth_of, group_of, kill_all, living
 
 log = structlog.get_logger(__name__)
-
-KILL_TIMEOUT_S = 10
 
 
 class RunRecord(Value):
@@ -70,13 +67,11 @@ class RunFolder:
     def end_leftovers(self) -> list[str]:
         """Kill what an earlier trainer of this node left running, and delete its workdirs. Returns their run_ids."""
         records = [record for path in sorted(self._folder.glob("*.json")) if (record := _read(path))]
-        doomed = [process for record in records for process in _processes_of(record)]
-        for process in doomed:
-            log.info("leftover_killed", pid=process.pid)
-            _kill(process)
-        _, alive = psutil.wait_procs(doomed, timeout=KILL_TIMEOUT_S)
-        for process in alive:
-            log.error("leftover_survives", pid=process.pid, reason="SIGKILL did not end it")
+        doomed = {life for record in records for life in _processes_of(record)}
+        for life in doomed:
+            log.info("leftover_killed", pid=life.pid)
+        for life in kill_all(doomed):
+            log.error("leftover_survives", pid=life.pid, reason="SIGKILL did not end it")
         found = sorted({path.stem for path in self._folder.iterdir()})
         for run_id in found:
             self.clear(run_id)
@@ -85,33 +80,18 @@ class RunFolder:
         return found
 
 
-def _processes_of(record: RunRecord) -> list[psutil.Process]:
-    """The child itself, if it is still that process, and whatever carries its run_id in the environment."""
-    mark = (RUN_ID_VARIABLE, record.run_id)
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.pid != os.getpid() and (_is_leader(process, record) or mark in _environment(process).items())
-    ]
+def _processes_of(record: RunRecord) -> list[Life]:
+    """The child's group, and whatever carries its run_id in the environment, in a session of its own perhaps."""
+    mark = f"{RUN_ID_VARIABLE}={record.run_id}".encode()
+    marked = [life for life in living() if life.pid != os.getpid() and mark in _environment(life.pid)]
+    return [*group_of(Life(record.pid, record.birth)), *marked]
 
 
-def _is_leader(process: psutil.Process, record: RunRecord) -> bool:
-    return process.pid == record.pid and birth_of(process.pid) == record.birth
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
+def _environment(pid: int) -> list[bytes]:
     try:
-        environment: dict[str, str] = process.environ()
-    except (psutil.Error, OSError):
-        return {}  # gone by now, or another user's
-    return environment
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()  # psutil compares the start time once more
-    except psutil.NoSuchProcess:
-        return
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []  # gone by now, or another user's
 
 
 def _read(path: Path) -> RunRecord | None:

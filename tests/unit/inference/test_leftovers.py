@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def test_the_whole_group_of_a_recorded_replica_is_ended(tmp_path: Path, replica:
     engine = psutil.Process(replica.pid).children()[0]
     Leftovers(tmp_path).note("r1", replica.pid)
     assert Leftovers(tmp_path).end_all() == ["r1"]
-    eventually(lambda: not psutil.pid_exists(replica.pid))
+    assert replica.wait(10) == -signal.SIGKILL
     eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
 
 

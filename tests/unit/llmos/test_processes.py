@@ -103,6 +103,18 @@ def test_what_a_killed_supervisor_left_is_ended(tmp_path: Path, children: list[C
     assert end_leftovers(tmp_path / "processes.json") == []
 
 
+def test_what_outlived_the_program_that_started_it_is_ended(tmp_path: Path, children: list[Child]) -> None:
+    child = started(children, tmp_path, WITH_A_CHILD)
+    grandchild = int(child.last_lines()[0])
+    record(tmp_path / "processes.json", children)
+    assert child.process is not None
+    child.process.kill()
+    child.process.wait()
+    assert birth_of(grandchild)
+    assert end_leftovers(tmp_path / "processes.json", grace_s=0) == ["fake"]
+    assert birth_of(grandchild) is None, "nothing of it holds a port or a file when this returns"
+
+
 def test_another_process_with_a_recorded_number_is_spared(tmp_path: Path, children: list[Child]) -> None:
     child = started(children, tmp_path, WAITING)
     file = tmp_path / "processes.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.node_name import NodeTaken, take_node
-from shared.processes import birth_of, kill_group
+from shared.processes import Life, birth_of, kill_all, kill_group
 from tests.waiting import eventually
 
 
@@ -64,3 +65,15 @@ def test_a_node_name_is_held_by_one_process_of_its_role(tmp_path: Path) -> None:
         take_node(tmp_path / "inference", "n1", "an inference agent").close()
         take_node(tmp_path / "trainer", "n2", "a trainer").close()
     take_node(tmp_path / "trainer", "n1", "a trainer").close()
+
+
+def test_a_signal_for_a_process_that_has_ended_reaches_nobody() -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    birth = birth_of(other.pid)
+    assert birth
+    Life(other.pid, "another boot:1").send(signal.SIGKILL)
+    assert other.poll() is None
+    assert kill_all([Life(other.pid, birth), Life(os.getpid(), "another boot:1")]) == []
+    assert birth_of(other.pid) is None
+    other.communicate()
+    Life(other.pid, birth).send(signal.SIGKILL)
