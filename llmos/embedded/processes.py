@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ class Child:
         self._start_at = None
 
     def tend(self) -> bool:
-        """Start it again when it is down and its pause is over. True if it was started."""
+        """Start it again when it is down and its pause is over; bound its log while it runs. True if it was started."""
         if self.running:
+            with suppress(OSError):  # what cannot be cut now is cut later
+                rotate(self.log_file)
             return False
         now = time.monotonic()
         if self._start_at is None:

@@ -210,6 +210,7 @@ class Keeper:
         timeout_s = self._node.settings.replica_start_timeout_s
         while True:
             await asyncio.sleep(WATCH_S)
+            process.bound_log()
             if self._well_since is None:
                 if self._now() - began > timeout_s:
                     tail = reason_from_log(process.log_tail(), None)

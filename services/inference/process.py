@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +22,14 @@ from services.inference.control import (
     encode,
     socket_pair,
 )
-from shared.log_files import rotate
+from shared.log_files import forget_old, rotate
 from shared.processes import kill_group
 from shared.settings import PREFIX, Settings
 
 TAIL_BYTES = 1 << 16
+KEPT_LOGS = 40
+"""Of replicas that have ended, two a replica at most; the newest stay for whoever asks why one failed."""
+LOG_AGE_S = 7 * 24 * 3600
 HANDED_ON = ("home", "node", "log_level", "redis_url", "requests_url")
 """Settings that a replica needs; no keys among them."""
 SHARDS = re.compile(rb"checkpoint shards:\s+(\d+)%")
@@ -53,6 +57,9 @@ class Process(Protocol):
     def loading_percent(self) -> float | None:
         """How much of the weights the engine's log says it has read."""
 
+    def bound_log(self) -> None:
+        """Now and then, so that the log of one that runs for months does not fill the disk."""
+
 
 class Launch(Protocol):
     async def __call__(self, spec: ReplicaSpec) -> Process:
@@ -62,10 +69,13 @@ class Launch(Protocol):
 class ReplicaProcess:
     """`python -m services.inference.replica` in a process group of its own."""
 
-    def __init__(self, child: asyncio.subprocess.Process, line: socket.socket, log: Path, log_from: int) -> None:
+    def __init__(
+        self, child: asyncio.subprocess.Process, line: socket.socket, spec: Path, log: Path, log_from: int
+    ) -> None:
         self.pid = child.pid
         self._child = child
         self._line = line
+        self._spec = spec
         self._log = log
         self._log_from = log_from
 
@@ -92,8 +102,11 @@ class ReplicaProcess:
         await self._child.wait()
         kill_group(self.pid)  # what it started in the instant between
         self._line.close()
+        self._spec.unlink(missing_ok=True)
 
     def log_tail(self) -> list[str]:
+        if not self._log.exists():
+            return []  # somebody made room
         with self._log.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_from, end - TAIL_BYTES))
@@ -103,9 +116,16 @@ class ReplicaProcess:
         found = SHARDS.findall("\n".join(self.log_tail()[-20:]).encode())
         return float(found[-1]) if found else None
 
+    def bound_log(self) -> None:
+        with suppress(OSError):  # it is tried again, and a replica does not depend on its log
+            self._log_from = min(self._log_from, rotate(self._log))
+
 
 class Launcher:
-    """Starts replicas of this node; what they say goes to `home`/logs/replica-<id>.log."""
+    """Starts replicas of this node; what they say goes to `home`/logs/replica-<id>.log, which stays for a while.
+
+    Made when none of them runs: specifications that are there then were left by a killed agent.
+    """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
@@ -113,11 +133,14 @@ class Launcher:
         self._logs = settings.home / "logs"
         for needed in (self._specs, self._logs):
             needed.mkdir(parents=True, exist_ok=True)
+        for left in self._specs.glob("*.json"):
+            left.unlink()
 
     async def __call__(self, spec: ReplicaSpec) -> ReplicaProcess:
         path = self._specs / f"{spec.replica_id}.json"
         path.write_bytes(encode(spec))
         log = self._logs / f"replica-{spec.replica_id}.log"
+        self._forget_old_logs()
         log_from = rotate(log)
         ours, theirs = socket_pair()
         ours.setblocking(False)
@@ -132,7 +155,13 @@ class Launcher:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        return ReplicaProcess(child, ours, log, log_from)
+        return ReplicaProcess(child, ours, path, log, log_from)
+
+    def _forget_old_logs(self) -> None:
+        """All but those of replicas that run: their specifications are there."""
+        running = {f"replica-{spec.stem}.log" for spec in self._specs.glob("*.json")}
+        ended = [log for log in self._logs.glob("replica-*.log*") if log.name.removesuffix(".1") not in running]
+        forget_old(ended, KEPT_LOGS, LOG_AGE_S, time.time())
 
 
 def replica_environment(settings: Settings) -> dict[str, str]:

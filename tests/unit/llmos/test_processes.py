@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmos.embedded.processes import Child, Program, end_leftovers, record
+from shared.log_files import rotate
 from shared.processes import birth_of, kill_group
 from tests.waiting import eventually
 
@@ -22,6 +23,12 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("here", flush=True)
 while True:
     signal.pause()
+"""
+TALKING = """
+import time
+while True:
+    print("still here", flush=True)
+    time.sleep(0.001)
 """
 WITH_A_CHILD = """
 import signal, subprocess, sys
@@ -92,6 +99,24 @@ def test_what_a_program_started_ends_with_it(tmp_path: Path, children: list[Chil
     assert birth_of(grandchild)
     child.stop(10)
     eventually(lambda: birth_of(grandchild) is None)
+
+
+def test_the_log_of_one_that_runs_for_long_is_cut_under_it(
+    tmp_path: Path, children: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotate, "__defaults__", (1000,))
+    child = started(children, tmp_path, TALKING)
+    old = tmp_path / "fake.log.1"
+
+    def cut() -> bool:
+        child.tend()
+        return old.exists()
+
+    eventually(cut)
+    before = child.log_file.read_bytes()
+    eventually(lambda: child.log_file.read_bytes() != before, what="it goes on writing to the same log")
+    assert child.restarts == 0
+    assert b"\0" not in child.log_file.read_bytes()
 
 
 @pytest.mark.parametrize("code", [WAITING, DEAF])
