@@ -12,6 +12,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import make_wsgi_app
 
+from shared.settings import SettingsError
+
 Checks = Mapping[str, Callable[[], None]]
 """What a service needs, and how to find out that it is there: a check that raises says why it is not."""
 
@@ -23,11 +25,14 @@ _metrics = make_wsgi_app()
 def serve_operations(port: int, checks: Checks) -> Callable[[], None]:
     """Answer on `port` until the returned function is called; nothing happens where the port is 0.
 
-    Raises OSError where the port is taken.
+    Raises SettingsError where the port is taken.
     """
     if not port:
         return lambda: None
-    server = make_server(ANYWHERE, port, operations(checks), _Server, _Quiet)
+    try:
+        server = make_server(ANYWHERE, port, operations(checks), _Server, _Quiet)
+    except OSError as error:
+        raise SettingsError(f"LLMOS_METRICS_PORT: nothing can be served on port {port}: {error.strerror}") from None
     threading.Thread(target=server.serve_forever, name="operations", daemon=True).start()
 
     def stop() -> None:

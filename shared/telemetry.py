@@ -1,4 +1,4 @@
-"""Structured logs and Prometheus metrics, the same in every process."""
+"""Structured logs, the same in every process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 import sys
 
 import structlog
-from prometheus_client import start_http_server
 
 from shared.settings import Settings
 
 
 def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundLogger:
-    """Configure logging for this process and return its logger; serve metrics if a port is set."""
+    """Configure logging for this process and return its logger."""
     level = getattr(logging, settings.log_level.upper())
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
@@ -39,8 +38,6 @@ def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundL
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port)
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(service)
     return logger
 

@@ -154,6 +154,7 @@ class Supervisor:
             "LLMOS_REDIS_URL": f"unix://{self.layout.volatile_socket}",
             "LLMOS_HOST": self.host,
             "LLMOS_PORT": str(self.port),
+            "LLMOS_METRICS_PORT": "0",  # one port cannot be everybody's
         }
 
     def _await_valkey(self, socket_file: Path, name: str) -> None:

@@ -20,6 +20,7 @@ import shared.requests
 import shared.store
 from services.gateway import errors, routes
 from services.gateway.auth import RequireKey
+from services.gateway.beginning import Beginning
 from services.gateway.gateway import Gateway
 from services.gateway.inference import InferenceGateway, Shortcut
 from services.gateway.keys import Keys
@@ -49,14 +50,19 @@ def create_app(
     gateway = Gateway(settings, bus, store, keys, view, submissions, inference)
     metrics = Metrics(gateway)
 
-    def start() -> None:
+    def prepare() -> None:
         migrate(engine, "services.gateway.migrations")
         keys.ensure_first(settings)
+
+    def go() -> None:
         submissions.start()
         view.start()
 
+    beginning = Beginning(prepare, go)
+
     def stop() -> None:
         """Who reads, who writes, then what they read from and wrote to."""
+        beginning.stop()
         view.stop()
         submissions.stop()
         bus.close()
@@ -64,13 +70,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(start)
+        await to_thread.run_sync(beginning.start)
         await inference.start()
         yield
         await inference.stop()
         await to_thread.run_sync(stop)
 
     app = FastAPI(title="LLM OS", version="0.1.0", lifespan=lifespan, description=routes.DESCRIPTION)
+    app.state.beginning = beginning
     app.state.gateway = gateway
     app.state.metrics = metrics
     errors.install(app)
@@ -106,8 +113,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Before uvicorn takes the signals over there is nothing to stop. It stops in order, and raises them once more.
         signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        app = build(settings)
+        app.state.beginning.prepare()
+    except SettingsError as error:
+        die(error)
     uvicorn.run(
-        build(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",

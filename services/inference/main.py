@@ -24,6 +24,7 @@ from shared.bus.port import Bus, BusUnavailable
 from shared.capacity import measure_capacity
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
 from shared.node_name import NodeTaken, take_node
+from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
@@ -43,6 +44,7 @@ def main() -> None:
         store = shared.store.connect(settings)
         setup_telemetry(settings, "inference")
         setproctitle("llmos: inference")
+        serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping})
         with take_node(settings.home / "inference", settings.node, "an inference agent"):
             asyncio.run(serve(settings, bus, store))
     except (SettingsError, NodeTaken) as error:

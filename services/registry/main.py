@@ -20,7 +20,8 @@ from services.registry.outbox import Outbox
 from shared.bus.port import Bus, BusError
 from shared.contracts.topics import REGISTRY_COMMANDS
 from shared.db import AWAY as DATABASE_AWAY
-from shared.db import migrate, open_database, why
+from shared.db import migrate, open_database, ping, why
+from shared.operations import serve_operations
 from shared.settings import Settings
 from shared.stopping import Stop, until_it_works
 from shared.store.port import ObjectStore, StoreError
@@ -121,6 +122,7 @@ def main(settings: Settings) -> int:
     store = shared.store.connect(settings)
     engine = open_database(settings.effective_db_url("registry"))
     bus = shared.bus.connect(settings.bus_url, f"registry-{settings.node}")
+    serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "store": store.ping, "bus": bus.ping})
     there = (
         until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), AWAY, stop)
         and until_it_works("the object store", store.ping, AWAY, stop)

@@ -35,8 +35,9 @@ from shared.contracts.topics import (
     REGISTRY_EVENTS,
     REGISTRY_STATE,
 )
-from shared.db import AWAY, migrate, open_database, why
+from shared.db import AWAY, migrate, open_database, ping, why
 from shared.doorbell.port import Doorbell
+from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError
 from shared.stopping import Stop, until_it_works
 from shared.telemetry import setup_telemetry
@@ -134,6 +135,7 @@ def main(settings: Settings) -> int:
     leadership = leadership_of(settings, engine)
     bus = shared.bus.connect(settings.bus_url, f"scheduler-{settings.node}")
     doorbell = shared.doorbell.connect(settings.redis_url)
+    serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "bus": bus.ping})
     try:
         if not until_it_works("the bus", bus.ping, (BusError,), stop):
             return 0

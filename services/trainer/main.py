@@ -23,6 +23,7 @@ from shared.capacity import measure_capacity
 from shared.contracts.jobs import DesiredAttempt, Place
 from shared.contracts.topics import ATTEMPTS_DESIRED
 from shared.node_name import NodeTaken, take_node
+from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
@@ -42,6 +43,7 @@ def main() -> None:
         store = shared.store.connect(settings)
         setup_telemetry(settings, "trainer")
         setproctitle("llmos: trainer")
+        serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping})
         serve(settings, bus, store)
     except (SettingsError, NodeTaken) as error:
         die(error)

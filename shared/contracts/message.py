@@ -17,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_MESSAGE_BYTES = 512 * 2**10
-"""Of what a sender may put on the bus. What is larger goes into the object store, and the message says where it lies."""
+"""Of what a sender may put on the bus. What is larger goes into the object store; the message says where."""
 ENVELOPE_FIELDS = frozenset({"id", "at", "tenant", "traceparent"})
 
 

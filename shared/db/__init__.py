@@ -79,6 +79,12 @@ def reading(engine: Engine) -> Connection:
     return engine.connect().execution_options(readonly=True)
 
 
+def ping(engine: Engine) -> None:
+    """Raises what the database says when it is away."""
+    with reading(engine) as sql:
+        sql.execute(text("SELECT 1"))
+
+
 def insert_into(connection: Connection, table: Table) -> Any:
     """An insert that can go on `on_conflict_…`: both databases write it alike, but each dialect builds its own."""
     if connection.dialect.name == "postgresql":  # its dialect is not loaded where it is not used

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from shared.operations import serve_operations
+from shared.settings import SettingsError
 from tests.ports import free_port
 
 
@@ -50,5 +51,5 @@ def test_metrics_are_prometheus_and_other_paths_say_what_there_is(address: str) 
 
 def test_a_port_of_0_serves_nothing_and_a_taken_one_is_an_error(address: str) -> None:
     serve_operations(0, {})()
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(SettingsError, match=r"LLMOS_METRICS_PORT.*in use"):
         serve_operations(int(address.rpartition(":")[2]), {})
