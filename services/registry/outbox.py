@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 import structlog
@@ -18,7 +17,8 @@ from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.sql import Delete
 
 from services.registry.tables import current_state, outbox_answers, outbox_states
-from shared.bus.port import Bus, BusError, Position
+from shared.bus.port import Bus, BusError
+from shared.bus.publishing import publish_all
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
 from shared.db import AWAY
@@ -27,7 +27,6 @@ from shared.db.locks import turn
 log = structlog.get_logger("registry.outbox")
 
 ROUND = 256
-ACK_TIMEOUT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 
 
@@ -87,22 +86,15 @@ class Outbox:
     def _publish(self, waiting: Callable[[Connection], Iterable[Entry]]) -> int:
         with self._engine.begin() as connection:
             entries = list(waiting(connection))
-        flying = [(each, self._bus.publish(each.topic, each.key, each.message)) for each in entries]
-        wait([future for _, future in flying], timeout=ACK_TIMEOUT_S)
-        durable = [each for each, future in flying if future.done() and not future.exception()]
+        failures = publish_all(self._bus, [(each.topic, each.key, each.message) for each in entries])
+        durable = [each for each, failure in zip(entries, failures, strict=True) if failure is None]
         if durable:
             with self._engine.begin() as connection:
                 for each in sorted(durable, key=lambda each: each.key):  # as `mark_states` locks them
                     connection.execute(each.forget)
-        for _, future in flying:
-            _raise_failure(future)
+        for failure in filter(None, failures):
+            raise failure
         return len(entries)
-
-
-def _raise_failure(future: Future[Position]) -> None:
-    if not future.done():
-        raise TimeoutError(f"the bus did not answer within {ACK_TIMEOUT_S:.0f} s")
-    future.result()
 
 
 def _states(connection: Connection) -> Iterable[Entry]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, select
@@ -21,7 +19,8 @@ from services.scheduler.deployments import Deployment, desired_deployment
 from services.scheduler.domain import desired_attempt, job_state
 from services.scheduler.tables import deployments, dirty, jobs, outgoing
 from services.scheduler.truth import Truth, parse_job
-from shared.bus.port import Bus, BusError, Position
+from shared.bus.port import Bus
+from shared.bus.publishing import publish_all
 from shared.contracts.jobs import DesiredAttempt, Wish
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import DEPLOYMENTS_DESIRED, JOBS_STATE, TOPICS
@@ -30,7 +29,6 @@ from shared.doorbell.port import Doorbell
 log = logging.getLogger("llmos.scheduler.outbox")
 
 ROUND = 500
-ACK_TIMEOUT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 TOPIC = {topic.name: topic for topic in TOPICS}
 
@@ -43,15 +41,13 @@ class Mark(NamedTuple):
     revision: int
 
 
-@dataclass(frozen=True)
-class Sent:
-    """Something on its way: what it says, and how its row is deleted."""
+class Entry(NamedTuple):
+    """What is to be said, and by what its row is known. Without a message it is a tombstone."""
 
     row: Mark | int
     topic: str
     key: str
     message: Message | None
-    future: Future[Position]
 
 
 class Outbox:
@@ -92,16 +88,16 @@ class Outbox:
 
     def publish_round(self) -> tuple[int, int]:
         """Publish what waits, wait until it is durable, forget it. Returns how many were sent and how many failed."""
-        flying = self._send_all()
-        if not flying:
-            return 0, 0
-        wait([each.future for each in flying], timeout=ACK_TIMEOUT_S)
-        durable = [each for each in flying if self._is_durable(each.future)]
+        with self._truth.reading() as connection:
+            entries = [*stored_messages(connection), *marked_states(connection)]
+        failures = publish_all(self._bus, [(TOPIC[each.topic], each.key, each.message) for each in entries])
+        durable = [each for each, failure in zip(entries, failures, strict=True) if failure is None]
         if durable:
             self._forget(durable)
         for each in durable:
             self._ring(each.message)
-        return len(durable), len(flying) - len(durable)
+        self._last_error = next(filter(None, failures), None)
+        return len(durable), len(entries) - len(durable)
 
     def age_s(self) -> float:
         """How long the oldest entry has waited; 0 when there is none."""
@@ -109,25 +105,7 @@ class Outbox:
             oldest = [connection.scalar(select(func.min(table.c.since))) for table in (dirty, outgoing)]
         return max((self._clock.now().timestamp() - since for since in oldest if since is not None), default=0.0)
 
-    def _send_all(self) -> list[Sent]:
-        with self._truth.reading() as connection:
-            waiting = [*stored_messages(connection), *marked_states(connection)]
-        return [Sent(*entry, self._publish(*entry[1:])) for entry in waiting]
-
-    def _publish(self, topic: str, key: str, message: Message | None) -> Future[Position]:
-        try:
-            return self._bus.publish(TOPIC[topic], key, message)
-        except BusError as error:
-            failed: Future[Position] = Future()
-            failed.set_exception(error)
-            return failed
-
-    def _is_durable(self, future: Future[Position]) -> bool:
-        error = future.exception() if future.done() else TimeoutError(f"no answer within {ACK_TIMEOUT_S:.0f} s")
-        self._last_error = error or self._last_error
-        return error is None
-
-    def _forget(self, sent: list[Sent]) -> None:
+    def _forget(self, sent: list[Entry]) -> None:
         """Delete what is durable now; a key that was marked again has another revision and stays."""
         with self._truth.writing() as connection:
             if marks := [each.row._asdict() for each in sent if isinstance(each.row, Mark)]:
@@ -142,23 +120,19 @@ class Outbox:
                 self._doorbell.ring(node, message.job_id, message.attempt)
 
 
-Waiting = tuple[Mark | int, str, str, Message | None]
-"""The row, the topic, the key, and what to say: None is a tombstone."""
-
-
-def stored_messages(connection: Connection) -> list[Waiting]:
+def stored_messages(connection: Connection) -> list[Entry]:
     """The first stored message of every key: the next one goes when it is durable, so that order holds."""
     firsts = select(func.min(outgoing.c.seq)).group_by(outgoing.c.topic, outgoing.c.key)
     rows = select(outgoing).where(outgoing.c.seq.in_(firsts)).order_by(outgoing.c.seq).limit(ROUND)
-    return [(row.seq, row.topic, row.key, decode(row.raw)) for row in connection.execute(rows)]
+    return [Entry(row.seq, row.topic, row.key, decode(row.raw)) for row in connection.execute(rows)]
 
 
-def marked_states(connection: Connection) -> list[Waiting]:
+def marked_states(connection: Connection) -> list[Entry]:
     """The current state of every key that is marked."""
     rows = select(dirty.c.topic, dirty.c.key, dirty.c.revision).order_by(dirty.c.since).limit(ROUND)
     marks = [Mark(*row) for row in connection.execute(rows)]
     states = {topic: current_states(connection, topic, marks) for topic in {mark.topic for mark in marks}}
-    return [(mark, mark.topic, mark.key, states[mark.topic].get(mark.key)) for mark in marks]
+    return [Entry(mark, mark.topic, mark.key, states[mark.topic].get(mark.key)) for mark in marks]
 
 
 def current_states(connection: Connection, topic: str, marks: list[Mark]) -> Mapping[str, Message | None]:
