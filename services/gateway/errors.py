@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from structlog import get_logger
 
 from shared.bus.port import BusError
+from shared.db import AWAY
 from shared.store.port import ObjectNotFound, StoreError, StoreFull
 
 log = get_logger("gateway")
@@ -135,9 +135,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(BusError, _away)
     app.add_exception_handler(StoreError, _store_error)
-    app.add_exception_handler(OperationalError, _away)
-    app.add_exception_handler(InterfaceError, _away)
-    app.add_exception_handler(PoolTimeout, _away)
+    for database_away in AWAY:
+        app.add_exception_handler(database_away, _away)
+    app.add_exception_handler(DataError, _cannot_be_kept)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -193,6 +193,12 @@ async def _away(request: Request, error: Exception) -> JSONResponse:
     log.warning("needed_part_away", path=request.url.path, error=str(error))
     part = "store" if isinstance(error, StoreError) else "bus" if isinstance(error, BusError) else "database"
     return Unavailable(f"The {part} does not answer now; try again in a few seconds.", code=f"{part}_away").response()
+
+
+async def _cannot_be_kept(request: Request, error: Exception) -> JSONResponse:
+    """What no check of ours refused and the database does: a number, a date or a text beyond its bounds."""
+    log.warning("value_refused_by_database", path=request.url.path, error=str(error).splitlines()[0])
+    return BadRequest("A value in the request is beyond what can be kept here.", code="invalid_value").response()
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

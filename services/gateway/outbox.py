@@ -1,4 +1,8 @@
-"""Brings committed submissions to the bus, and again until they are through. Several gateways may do so at once."""
+"""Brings committed submissions to the bus, and again until they are through.
+
+Several gateways share the work: what is due goes to whoever claims it first, which puts it off for the others. Should
+one publish a command that another has published too, it is handled once: commands are known by their ids.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,30 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, case, delete, exists, func, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
 
-from services.gateway.sql import reading, writing
+from services.gateway.sql import lock, reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError, Position
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import TOPICS, Topic
+from shared.db.locks import turn
 
 log = get_logger("gateway.outbox")
 
@@ -110,39 +129,42 @@ class Outbox:
     def _publish_due(self) -> None:
         """The first waits for the bus's answer, so that a bus that is away is asked once a round and not for all."""
         with reading(self._engine) as sql:
-            due = [row for row in _due(sql) if not _blocked(sql, row)]
-        for number, row in enumerate(due):
-            future = self.publish(_TOPICS[row.topic], row.subject, decode(row.command))
-            if number == 0:
-                future.result(timeout=PUBLISH_TIMEOUT_S)
-        if due:
-            log.info("published_again", count=len(due), oldest=due[0].created_at.isoformat())
-            self._put_off(due)
-
-    def _put_off(self, rows: list[Row[Any]]) -> None:
-        now = datetime.now(UTC)
+            if sql.execute(_due().limit(1)).one_or_none() is None:
+                return
+        self._bus.ping()
         with writing(self._engine) as sql:
-            for row in rows:
-                pause = timedelta(seconds=min(2.0 * 2 ** min(row.tries, 10), LONGEST_PAUSE_S))
-                sql.execute(
-                    update(submissions)
-                    .where(submissions.c.command_id == row.command_id)
-                    .values(tries=row.tries + 1, next_at=now + pause)
-                )
+            claimed = _claim(sql)
+        try:
+            for number, row in enumerate(claimed):
+                future = self.publish(_TOPICS[row.topic], row.subject, decode(row.command))
+                if number == 0:
+                    future.result(timeout=PUBLISH_TIMEOUT_S)
+        except (BusError, TimeoutError):
+            self._give_back(claimed)
+            raise
+        if claimed:
+            log.info("published_again", count=len(claimed), oldest=claimed[0].created_at.isoformat())
+
+    def _give_back(self, claimed: Sequence[Row[Any]]) -> None:
+        """Due as it was before. Where that cannot be written either, the pause passes."""
+        with writing(self._engine) as sql:
+            _plan(sql, [(row.command_id, row.tries, row.next_at) for row in claimed])
 
     def _prune(self) -> None:
         now = datetime.now(UTC)
         if now - self._pruned_at < PRUNE_EVERY:
             return
         self._pruned_at = now
-        with writing(self._engine) as sql:
-            sql.execute(delete(submissions).where(submissions.c.done_at < now - KEPT))
+        with turn(self._engine, "prune submissions") as mine, writing(self._engine) as sql:
+            if mine:
+                sql.execute(delete(submissions).where(submissions.c.done_at < now - KEPT))
 
 
 def write_down(sql: Connection, taken: Sequence[str]) -> None:
     """The bus has these commands; for some of them that is all that was to be done."""
     if not taken:
         return
+    lock(sql, submissions, submissions.c.command_id.in_(taken))
     now = datetime.now(UTC)
     through = case((submissions.c.until == "published", now), else_=submissions.c.done_at)
     sql.execute(
@@ -152,10 +174,28 @@ def write_down(sql: Connection, taken: Sequence[str]) -> None:
     )
 
 
-def _due(sql: Connection) -> list[Row[Any]]:
+def _due() -> Select[Any]:
+    due = submissions.c.done_at.is_(None) & (submissions.c.next_at <= datetime.now(UTC))
+    return select(submissions).where(due).order_by(submissions.c.created_at)
+
+
+def _claim(sql: Connection) -> list[Row[Any]]:
+    """What is due and nothing is in the way of, as it was; from now on it is due after a pause that grows."""
+    due = sql.execute(_due().limit(AT_ONCE).with_for_update(skip_locked=True)).all()
+    claimed = [row for row in due if not _blocked(sql, row)]
     now = datetime.now(UTC)
-    mine = submissions.c.done_at.is_(None) & (submissions.c.next_at <= now)
-    return list(sql.execute(select(submissions).where(mine).order_by(submissions.c.created_at).limit(AT_ONCE)))
+    pauses_s = [min(2.0 * 2 ** min(row.tries, 10), LONGEST_PAUSE_S) for row in claimed]
+    later = zip(claimed, pauses_s, strict=True)
+    _plan(sql, [(row.command_id, row.tries + 1, now + timedelta(seconds=pause_s)) for row, pause_s in later])
+    return claimed
+
+
+def _plan(sql: Connection, plans: Sequence[tuple[str, int, datetime]]) -> None:
+    """How often these commands were published, and when they are due."""
+    change = update(submissions).where(submissions.c.command_id == bindparam("id"))
+    change = change.values(tries=bindparam("tried"), next_at=bindparam("due_at"))
+    if plans:
+        sql.execute(change, [{"id": id_, "tried": tried, "due_at": due_at} for id_, tried, due_at in sorted(plans)])
 
 
 def _blocked(sql: Connection, row: Row[Any]) -> bool:

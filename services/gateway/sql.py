@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table
+from sqlalchemy import ColumnElement, Connection, Engine, Table, select
 
-from shared.db import insert_into
+from shared.db import insert_into, reading
+
+__all__ = ["insert_new", "lock", "reading", "upsert", "writing"]
 
 _turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 _turns_lock = threading.Lock()
-
-
-def reading(engine: Engine) -> Connection:
-    """A connection for a block of reads, which never waits for a writer."""
-    return engine.connect().execution_options(readonly=True)
 
 
 @contextmanager
@@ -38,16 +35,30 @@ def _turn(engine: Engine) -> AbstractContextManager[object]:
         return _turns.setdefault(engine, threading.Lock())
 
 
+def lock(sql: Connection, table: Table, which: ColumnElement[bool]) -> None:
+    """Lock these rows until the transaction ends, in one order: whoever changes several does so first.
+
+    Two gateways that lock them as they find them would each hold what the other waits for.
+    """
+    if sql.dialect.name != "sqlite":
+        keys = list(table.primary_key)
+        sql.execute(select(*keys).where(which).order_by(*keys).with_for_update())
+
+
 def upsert(
     sql: Connection,
     table: Table,
     row: dict[str, Any],
     when: Callable[[Any], ColumnElement[bool]] | None = None,
+    keep: Collection[str] = (),
 ) -> bool:
-    """Insert the row, or replace the one with its primary key when `when(new)` holds. True if anything changed."""
+    """Insert the row, or replace the one with its primary key when `when(new)` holds. True if anything changed.
+
+    What `keep` names stays as it was in a row that is there already.
+    """
     keys = [column.name for column in table.primary_key]
     insert = insert_into(sql, table).values(row)
-    changes = {name: insert.excluded[name] for name in row if name not in keys}
+    changes = {name: insert.excluded[name] for name in row if name not in (*keys, *keep)}
     statement = insert.on_conflict_do_update(
         index_elements=keys, set_=changes, where=when(insert.excluded) if when else None
     )

@@ -2,6 +2,9 @@
 
 A submission is published again until it is through: until the scheduler shows the job, until the registry has answered,
 or, for the rest, until the durable bus has it. Commands about one subject go out in the order of their acceptance.
+
+Several gateways share the table. Requests that may be one and the same, and commands about one subject, are accepted
+one after the other, whichever gateway they come to; all others at once.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, ScalarSelect, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from structlog import get_logger
 
@@ -22,6 +25,7 @@ from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError
 from shared.contracts.message import MAX_MESSAGE_BYTES, Message
 from shared.contracts.topics import Topic
+from shared.db.locks import hold
 from shared.settings import Settings
 
 log = get_logger("gateway.submissions")
@@ -29,6 +33,7 @@ log = get_logger("gateway.submissions")
 JOINS_FOR = timedelta(minutes=10)
 """How long an SDK's own retry, which has no key, joins the first try of the same body."""
 FIRST_REPEAT = timedelta(seconds=2)
+TICK = timedelta(microseconds=1)
 
 Until = Literal["published", "seen", "answered"]
 
@@ -120,12 +125,14 @@ class Submissions:
         self, asked: Asked, order: Order, alongside: Callable[[Connection], object] | None
     ) -> tuple[Accepted, bool]:
         with self.outbox.taken() as taken, writing(self._engine) as sql:
+            hold(sql, f"asked {asked.tenant} {asked.key or asked.body_hash}", f"subject {order.subject}")
             write_down(sql, taken)
             if earlier := _earlier(sql, asked) or _overtaking(sql, asked):
                 return earlier, False
             self._check_room(sql)
-            clear = not sql.execute(select(in_the_way(order.subject))).scalar()
-            sql.execute(insert(submissions).values(_row(asked, order, clear)))
+            blocked, newest = sql.execute(select(in_the_way(order.subject), _newest(order.subject))).one()
+            clear = not blocked
+            sql.execute(insert(submissions).values(_row(asked, order, clear, newest)))
             if alongside:
                 alongside(sql)
         return Accepted(order.command.id, order.resource_id), clear
@@ -185,9 +192,17 @@ def _alike(asked: Asked, since: datetime) -> Select[Any]:
     return query.order_by(submissions.c.created_at.desc()).limit(1)
 
 
-def _row(asked: Asked, order: Order, clear: bool) -> dict[str, Any]:
-    """`clear`: it is published at once, and again only if that does not help. Else it is due when its turn comes."""
+def _newest(subject: str) -> ScalarSelect[Any]:
+    return select(func.max(submissions.c.created_at)).where(submissions.c.subject == subject).scalar_subquery()
+
+
+def _row(asked: Asked, order: Order, clear: bool, newest: datetime | None) -> dict[str, Any]:
+    """`clear`: it is published at once, and again only if that does not help. Else it is due when its turn comes.
+
+    `newest`: when the subject's last command was accepted, perhaps by a gateway whose clock is ahead of ours.
+    """
     now = datetime.now(UTC)
+    created_at = max(now, newest + TICK) if newest else now
     return {
         "command_id": order.command.id,
         "tenant": asked.tenant,
@@ -200,7 +215,7 @@ def _row(asked: Asked, order: Order, clear: bool) -> dict[str, Any]:
         "topic": order.topic.name,
         "command": order.command.encode(),
         "until": order.until,
-        "created_at": now,
+        "created_at": created_at,
         "next_at": now + FIRST_REPEAT if clear else now,
         "tries": 0,
     }

@@ -1,4 +1,7 @@
-"""The gateway's SQL tables, shared by all gateways. `migrations/` builds the same ones."""
+"""The gateway's SQL tables, shared by all gateways. `migrations/` builds the same ones.
+
+Texts have no limits here: what others say on the bus is kept as it comes, whatever the database.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +40,15 @@ class Moment(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
 
 
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("key_sha256", String(64), nullable=False, unique=True),
-    Column("tenant", String(128), nullable=False),
+    Column("id", String, primary_key=True),
+    Column("key_sha256", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
     Column("name", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
     # {"max_queued_jobs": …, "max_storage_bytes": …}: what differs from the settings.
@@ -56,21 +59,21 @@ api_keys = Table(
 submissions = Table(
     "submissions",
     metadata,
-    Column("command_id", String(64), primary_key=True),
-    Column("tenant", String(128), nullable=False),
-    Column("idempotency_key", String(255)),
+    Column("command_id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("idempotency_key", String),
     Column("operation", Text, nullable=False),
-    Column("body_hash", String(64), nullable=False),
+    Column("body_hash", String, nullable=False),
     # It came as an SDK's retry, and the first try may still be on its way.
     Column("retried", Boolean, nullable=False, server_default=false()),
     # What it is about: the key on the bus. Commands of one subject go out in order.
-    Column("subject", String(255), nullable=False),
+    Column("subject", String, nullable=False),
     # What the client asked to make or change: a job, a file, a deployment.
-    Column("resource_id", String(255), nullable=False),
-    Column("topic", String(64), nullable=False),
+    Column("resource_id", String, nullable=False),
+    Column("topic", String, nullable=False),
     Column("command", LargeBinary, nullable=False),
     # When it is through: `published`, `seen` on a state topic, or `answered` by the registry.
-    Column("until", String(16), nullable=False),
+    Column("until", String, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("next_at", Moment, nullable=False),
     Column("tries", Integer, nullable=False),
@@ -89,11 +92,11 @@ submissions = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("job_id", String(64), primary_key=True),
-    Column("tenant", String(128), nullable=False),
+    Column("job_id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("type", String(64), nullable=False),
-    Column("status", String(32), nullable=False),
+    Column("type", String, nullable=False),
+    Column("status", String, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("dispatched_at", Moment),
@@ -105,8 +108,8 @@ jobs = Table(
 job_labels = Table(
     "job_labels",
     metadata,
-    Column("job_id", String(64), nullable=False),
-    Column("label", String(255), nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("label", String, nullable=False),
     Column("value", Text, nullable=False),
     PrimaryKeyConstraint("job_id", "label"),
 )
@@ -115,14 +118,14 @@ job_labels = Table(
 job_records = Table(
     "job_records",
     metadata,
-    Column("topic", String(64), nullable=False),
+    Column("topic", String, nullable=False),
     Column("part", Integer, nullable=False),
     Column("pos", BigInteger, nullable=False),
-    Column("job_id", String(64), nullable=False),
-    Column("type", String(64), nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("type", String, nullable=False),
     Column("attempt", Integer),
     Column("rank", Integer),
-    Column("run_id", String(64)),
+    Column("run_id", String),
     Column("at", Moment, nullable=False),
     Column("body", JSON, nullable=False),
     PrimaryKeyConstraint("topic", "part", "pos"),
@@ -133,13 +136,13 @@ job_records = Table(
 artifact_versions = Table(
     "artifact_versions",
     metadata,
-    Column("tenant", String(128), nullable=False),
-    Column("name", String(128), nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("kind", String(32), nullable=False),
+    Column("kind", String, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False),
-    Column("job_id", String(64)),
+    Column("job_id", String),
     Column("state", JSON, nullable=False),
     PrimaryKeyConstraint("tenant", "name", "version"),
     Index("ix_artifact_versions_kind", "tenant", "kind", "created_at"),
@@ -149,10 +152,10 @@ artifact_versions = Table(
 artifact_parents = Table(
     "artifact_parents",
     metadata,
-    Column("tenant", String(128), nullable=False),
-    Column("name", String(128), nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("parent", String(255), nullable=False),
+    Column("parent", String, nullable=False),
     PrimaryKeyConstraint("tenant", "name", "version", "parent"),
     Index("ix_artifact_parents_parent", "tenant", "parent"),
 )
@@ -160,8 +163,8 @@ artifact_parents = Table(
 artifact_aliases = Table(
     "artifact_aliases",
     metadata,
-    Column("tenant", String(128), nullable=False),
-    Column("name", String(128), nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("aliases", JSON, nullable=False),
     PrimaryKeyConstraint("tenant", "name"),
@@ -171,13 +174,13 @@ artifact_aliases = Table(
 files = Table(
     "files",
     metadata,
-    Column("file_id", String(64), primary_key=True),
-    Column("tenant", String(128), nullable=False),
+    Column("file_id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
     Column("filename", Text, nullable=False),
-    Column("purpose", String(64), nullable=False),
+    Column("purpose", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False),
-    Column("status", String(32), nullable=False),
+    Column("status", String, nullable=False),
     Column("status_details", Text),
     Column("deleted", Boolean, nullable=False),
     Index("ix_files_list", "tenant", "file_id"),
@@ -187,8 +190,8 @@ files = Table(
 deployments = Table(
     "deployments",
     metadata,
-    Column("tenant", String(128), nullable=False),
-    Column("name", String(128), nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("wanted", JSON),

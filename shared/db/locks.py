@@ -22,8 +22,8 @@ def hold(connection: Connection, *names: str) -> None:
     """Wait for these locks; they are let go of when the transaction ends. What others committed can be seen then."""
     if connection.dialect.name != "postgresql":
         return
-    for number in sorted({lock_number(name) for name in names}):  # in one order, so that no two wait for each other
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+    numbers = sorted({lock_number(name) for name in names})  # in one order, so that no two wait for each other
+    connection.execute(text("SELECT " + ", ".join(f"pg_advisory_xact_lock({number})" for number in numbers)))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from shared.contracts.artifacts import ArtifactKind
+from tests.databases import KINDS, maker
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
@@ -17,9 +18,12 @@ JOBS, TUNING, DEPLOYMENTS = "/v1/jobs", "/v1/fine_tuning/jobs", "/v1/deployments
 DEEP = b'{"type": "probe", "params": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(Path(tmp_path_factory.mktemp("gateway")), allow_hub=False, max_body_bytes=100_000)
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
+    folder = Path(tmp_path_factory.mktemp("gateway"))
+    world = GatewayWorld(
+        folder, db_url=maker(request.param, request, folder)("gateway"), allow_hub=False, max_body_bytes=100_000
+    )
     yield world
     world.close()
 

@@ -15,13 +15,14 @@ import pytest
 from shared.bus.memory import MemoryBus
 from shared.contracts.jobs import AttemptStarted, JobStatus, LogLines, Progress
 from shared.contracts.topics import JOBS_LOGS, JOBS_STATE
+from tests.databases import NewDatabase
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path)
+def world(tmp_path: Path, new_database: NewDatabase) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path, db_url=new_database("gateway"))
     yield world
     world.close()
 

@@ -19,13 +19,14 @@ from shared.contracts.artifacts import ArtifactKind
 from shared.db import open_database
 from shared.store.local import LocalStore
 from shared.store.port import StoreFull
+from tests.databases import NewDatabase
 from tests.integration.gateway_world import KEY, GatewayWorld, Running
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path, max_upload_bytes=4 * 2**20)
+def world(tmp_path: Path, new_database: NewDatabase) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path, db_url=new_database("gateway"), max_upload_bytes=4 * 2**20)
     yield world
     world.close()
 

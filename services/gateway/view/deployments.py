@@ -68,11 +68,9 @@ class Deployments:
 
     def want(self, sql: Connection, tenant: str, name: str, spec: DeploymentSpec) -> None:
         """Show what was asked for until the scheduler answers."""
-        wanted = spec.model_dump(mode="json")
-        known = deployments.c.tenant == tenant, deployments.c.name == name
-        if not sql.execute(update(deployments).where(*known).values(wanted=wanted, deleting=False)).rowcount:
-            row = {"tenant": tenant, "name": name, "version": 0, "wanted": wanted, "deleting": False}
-            upsert(sql, deployments, {**row, "created_at": datetime.now(UTC), "state": None})
+        row = {"tenant": tenant, "name": name, "wanted": spec.model_dump(mode="json"), "deleting": False}
+        new = {"version": 0, "created_at": datetime.now(UTC), "state": None}
+        upsert(sql, deployments, row | new, keep=new)
 
     def mark_deleting(self, sql: Connection, tenant: str, name: str) -> None:
         known = deployments.c.tenant == tenant, deployments.c.name == name

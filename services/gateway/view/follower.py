@@ -95,7 +95,8 @@ class Follower:
         return self._all_shown and self._seen is not None
 
     def _write(self, batch: Sequence[Record]) -> None:
-        if self._until_done(lambda sql: self._save(sql, batch)):
+        in_order = sorted(batch, key=lambda record: record.key)  # as the other gateways, which write the same rows
+        if self._until_done(lambda sql: self._save(sql, in_order)):
             self._saved(batch)
 
     def _finish(self, seen: set[str]) -> None:

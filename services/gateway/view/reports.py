@@ -8,13 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, update
 
-from services.gateway.sql import insert_new, writing
+from services.gateway.sql import insert_new, lock, writing
 from services.gateway.tables import files, job_records, submissions
 from services.gateway.view.bell import Bell
 from shared.bus.port import Record
 from shared.contracts.artifacts import CommandDone, CommandRejected
 from shared.contracts.jobs import JobPurged, LogLines
 from shared.contracts.message import Message
+from shared.db.locks import turn
 
 LOGS_KEPT = timedelta(days=7)
 RETRY_AFTER = timedelta(seconds=5)
@@ -35,19 +36,22 @@ class Reports:
 
     def on_registry_events(self, records: Sequence[Record]) -> None:
         answers = [record.message for record in records]
+        answered = [one.command_id for one in answers if isinstance(one, CommandDone | CommandRejected)]
         with writing(self._engine) as sql:
+            lock(sql, submissions, submissions.c.command_id.in_(answered))
             for answer in answers:
                 if isinstance(answer, CommandDone):
                     _settle(sql, answer.command_id, done_at=datetime.now(UTC))
                 elif isinstance(answer, CommandRejected):
                     _rejected(sql, answer)
-        self._bell.ring(answer.command_id for answer in answers if isinstance(answer, CommandDone | CommandRejected))
+        self._bell.ring(answered)
 
     def prune(self) -> None:
         """Log lines go after a week; events and progress stay for as long as their job."""
         old = job_records.c.at < datetime.now(UTC) - LOGS_KEPT
-        with writing(self._engine) as sql:
-            sql.execute(delete(job_records).where(job_records.c.type == LogLines.__name__, old))
+        with turn(self._engine, "prune records") as mine, writing(self._engine) as sql:
+            if mine:
+                sql.execute(delete(job_records).where(job_records.c.type == LogLines.__name__, old))
 
 
 def _row(record: Record) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, and_, delete, or_, select, update
 
-from services.gateway.sql import insert_new, upsert
+from services.gateway.sql import insert_new, lock, upsert
 from services.gateway.tables import (
     artifact_aliases,
     artifact_parents,
@@ -33,11 +33,9 @@ def save_jobs(sql: Connection, records: Sequence[Record]) -> None:
         elif isinstance(record.message, JobState):
             save_job(sql, record.message)
     seen = [record.key for record in records if record.message is not None]
-    sql.execute(
-        update(submissions)
-        .where(submissions.c.subject.in_(seen), submissions.c.until == "seen", submissions.c.done_at.is_(None))
-        .values(done_at=datetime.now(UTC))
-    )
+    through = and_(submissions.c.subject.in_(seen), submissions.c.until == "seen", submissions.c.done_at.is_(None))
+    lock(sql, submissions, through)
+    sql.execute(update(submissions).where(through).values(done_at=datetime.now(UTC)))
 
 
 def save_job(sql: Connection, state: JobState) -> None:
@@ -61,13 +59,13 @@ def save_job(sql: Connection, state: JobState) -> None:
 
 def forget_job(sql: Connection, job_id: str) -> None:
     """The job was purged: it, its labels and its records go."""
-    for table in (job_labels, job_records, jobs):
+    for table in (jobs, job_labels, job_records):
         sql.execute(delete(table).where(table.c.job_id == job_id))
 
 
 def sweep_jobs(sql: Connection, seen: set[str], since: datetime) -> None:
     known = sql.execute(select(jobs.c.job_id).where(jobs.c.version > 0, jobs.c.created_at < since)).scalars()
-    for job_id in set(known) - seen:
+    for job_id in sorted(set(known) - seen):
         forget_job(sql, job_id)
 
 
@@ -143,7 +141,7 @@ def sweep_artifacts(sql: Connection, seen: set[str], since: datetime) -> None:
     aliases = sql.execute(select(artifact_aliases.c.tenant, artifact_aliases.c.name))
     known = {f"{row.tenant}/{row.name}@{row.version}" for row in versions}
     known |= {f"{row.tenant}/{row.name}" for row in aliases}
-    for key in known - seen:
+    for key in sorted(known - seen):
         forget_artifact(sql, key)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select, update
@@ -22,16 +21,15 @@ from shared.contracts.artifacts import SetAlias
 from shared.contracts.jobs import CancelJob
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import JOBS_COMMANDS, REGISTRY_COMMANDS, Topic
-from shared.db import migrate, open_database
+from shared.db import open_database
 from shared.settings import Settings
+from tests.databases import NewDatabase
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
-    migrate(engine, "services.gateway.migrations")
-    return engine
+def engine(new_database: NewDatabase) -> Engine:
+    return open_database(new_database("gateway"))
 
 
 @pytest.fixture

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+import services.gateway.tables as gateway
+import services.registry.tables as registry
+import services.scheduler.tables as scheduler
 from services.gateway.answers.fine_tuning import STATUS
 from services.gateway.keys import Keys
 from services.gateway.steering import HAPPENS_ALREADY, REFUSED
-from services.gateway.tables import metadata
 from shared.contracts.jobs import JobStatus
 from shared.db import migrate, open_database
 from shared.settings import Settings
+from tests.databases import NewDatabase
 
 
-def test_migrations_build_the_tables_that_the_code_uses(tmp_path: Path) -> None:
-    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
-    migrate(engine, "services.gateway.migrations")
+@pytest.mark.parametrize("tables", [gateway, registry, scheduler], ids=lambda tables: tables.__name__)
+def test_migrations_build_the_tables_that_the_code_uses(tables: ModuleType, new_database: NewDatabase) -> None:
+    engine = open_database(new_database(tables.__name__.split(".")[1]))
     with engine.connect() as sql:
-        assert compare_metadata(MigrationContext.configure(sql), metadata) == []
+        assert compare_metadata(MigrationContext.configure(sql), tables.metadata) == []
 
 
 def test_every_status_has_its_openai_word() -> None:
