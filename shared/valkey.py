@@ -1,9 +1,7 @@
-"""How every adapter reaches a Valkey (or Redis) server: addresses, timeouts, and one log line for an outage."""
+"""How every adapter reaches a Valkey (or Redis) server: addresses and timeouts."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import Any
 
 import redis
@@ -12,6 +10,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared.outage import Outage as Outage
 from shared.settings import SettingsError
 
 SOCKET_TIMEOUT_S = 5.0
@@ -55,25 +54,3 @@ def async_client(url: str, **options: Any) -> redis.asyncio.Redis:
         return redis.asyncio.Redis.from_url(redis_url(url), **options)
     except ValueError as error:
         raise SettingsError(f"{url!r} is no address of a Valkey server: {error}") from error
-
-
-class Outage:
-    """Says once that a server is away, and once that it is back."""
-
-    def __init__(self, log: logging.Logger, what: str) -> None:
-        self._log = log
-        self._what = what
-        self._lock = threading.Lock()
-        self._lasts = False
-
-    def began(self, error: Exception) -> None:
-        with self._lock:
-            first, self._lasts = not self._lasts, True
-        if first:
-            self._log.warning("%s: the server is away, and tried again until it is back: %s", self._what, error)
-
-    def ended(self) -> None:
-        with self._lock:
-            last, self._lasts = self._lasts, False
-        if last:
-            self._log.info("%s: the server is back", self._what)

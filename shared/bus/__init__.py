@@ -17,6 +17,11 @@ def connect(url: str, client_id: str) -> Bus:
         from shared.bus.valkey import ValkeyBus
 
         return ValkeyBus(url, client_id)
+    if scheme == "kafka":
+        from shared.bus.kafka import KafkaBus
+
+        return KafkaBus(url, client_id)
     raise SettingsError(
-        f"LLMOS_BUS_URL: {url!r} names no bus; use valkey+unix:///path, valkey://host:port or memory://"
+        f"LLMOS_BUS_URL: {url!r} names no bus; use valkey+unix:///path, valkey://host:port, kafka://host:port "
+        "or memory://"
     )

@@ -17,6 +17,6 @@ def hang(records: Sequence[Record]) -> None:
 
 
 if __name__ == "__main__":
-    url, topic, group = sys.argv[1:]
-    bus.connect(url, "victim").subscribe(Topic(topic, None), group, hang, max_batch=2)
+    url, topic, partitions, group = sys.argv[1:]
+    bus.connect(url, "victim").subscribe(Topic(topic, None, int(partitions)), group, hang, max_batch=2)
     threading.Event().wait()

@@ -1,0 +1,90 @@
+"""A thread that reads from Kafka for ever: it begins anew after every outage and stops when closed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from uuid import UUID
+
+from kafka.errors import KafkaError
+
+from shared.bus.delivery import Pause, RawRecord, Worker
+from shared.bus.kafka.cluster import Cluster
+from shared.bus.port import BusUnavailable, IncompatibleBus, Position
+from shared.contracts.topics import Topic
+from shared.outage import Outage
+
+log = logging.getLogger("llmos.bus")
+
+POLL_MS = 200
+"""How long a subscription may take to notice that it was closed."""
+LOOK_EVERY_S = 5.0
+
+
+class Reader(ABC):
+    """`read`, which begins anew when the server was away at its start, or when the topic is another one."""
+
+    def __init__(self, name: str, topic: Topic, cluster: Cluster) -> None:
+        self.topic = topic
+        self._cluster = cluster
+        self._outage = Outage(log, name)
+        self._looked_at = 0.0
+        self._worker = Worker(name, self._run, wake=lambda: None)
+        self.stopping = self._worker.stopping
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def close(self) -> None:
+        """Stop after the batch at hand. Returns when no handler runs any more."""
+        self._worker.close()
+
+    @abstractmethod
+    def read(self, identity: UUID) -> None:
+        """Read and deliver until `stopping` is set or the topic is another one. Raises KafkaError, BusUnavailable."""
+
+    def is_same(self, identity: UUID) -> bool:
+        """Whether the topic is still the one with this identity. Looks only now and then; an outage changes nothing."""
+        if time.monotonic() < self._looked_at + LOOK_EVERY_S:
+            return True
+        try:
+            same = self.look(identity)
+        except BusUnavailable as error:
+            self._outage.began(error)
+            same = True
+        else:
+            self._outage.ended()
+        self._looked_at = time.monotonic()
+        return same
+
+    def look(self, identity: UUID) -> bool:
+        """As `is_same`, now. Raises BusUnavailable, IncompatibleBus."""
+        return self._cluster.check(self.topic) == identity
+
+    def _run(self, stopping: threading.Event) -> None:
+        pause = Pause(stopping)
+        while not stopping.is_set():
+            try:
+                identity = self._cluster.check(self.topic)
+                self._looked_at = time.monotonic()
+                self._outage.ended()
+                self.read(identity)
+                pause.reset()
+            except IncompatibleBus as error:
+                log.error("%s", error)
+                pause.wait()
+            except (BusUnavailable, KafkaError, OSError) as error:
+                self._outage.began(error)
+                pause.wait()
+            except Exception:
+                log.exception("%s: reading failed, and begins anew", self.topic.name)
+                pause.wait()
+
+
+def from_kafka(record: object) -> RawRecord:
+    """A record as the library gives it, as delivery takes it."""
+    key = record.key.decode(errors="replace") if record.key else ""  # type: ignore[attr-defined]
+    position = Position(record.partition, record.offset)  # type: ignore[attr-defined]
+    return RawRecord(key, position, record.value)  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""What the adapters of the bus and of requests share on Kafka: clients and topics."""

@@ -1,0 +1,140 @@
+"""Topics are made by `llmos admin init`, and keep the number of partitions and the cleanup that they were made with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from shared.kafka.clients import admin
+
+CLEANUP = "cleanup.policy"
+MOST_REPLICAS = 3
+READY_S = 30.0
+
+
+class WrongTopics(Exception):
+    """Topics on the server have another shape than they should; the message names them."""
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """One topic as it should be. `configs` are Kafka's own names and values."""
+
+    name: str
+    partitions: int
+    cleanup: str
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `make_topics` did."""
+
+    created: Sequence[str]
+    kept: Sequence[str]
+
+
+def make_topics(url: str, specs: Sequence[TopicSpec], *, durable: bool = True) -> Made:
+    """Make what is not there, bring the settings of the rest up to date. Raises WrongTopics, KafkaError.
+
+    `durable`: an acknowledged message survives the loss of a server where there are three, and of power where there is
+    one, since that one then writes to the disk before it answers.
+    """
+    with admin(url, "llmos-init") as client:
+        replicas = min(MOST_REPLICAS, len(client.describe_cluster()["brokers"]))
+        specs = [_with_durability(spec, replicas, durable) for spec in specs]
+        there = existing(client, [spec.name for spec in specs])
+        missing = [spec for spec in specs if spec.name not in there]
+        created = _create(client, missing, replicas)
+        kept = [spec for spec in specs if spec.name not in created]
+        if kept:
+            check(client, kept)
+            _bring_up_to_date(client, kept)
+        return Made(created, [spec.name for spec in kept])
+
+
+def existing(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Any]:
+    """What the server says of each of these topics that it has."""
+    return {topic["name"]: topic for topic in client.describe_topics(list(names)) if not topic["error_code"]}
+
+
+def cleanup_of(client: KafkaAdminClient, names: Sequence[str]) -> dict[str, set[str]]:
+    """How each topic is cleaned: `delete`, `compact`, or both."""
+    return {name: set(found[CLEANUP]["value"].split(",")) for name, found in _configs(client, names, [CLEANUP]).items()}
+
+
+def check(client: KafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+    """Raises WrongTopics with a sentence when partitions or cleanup of one are others."""
+    names = [spec.name for spec in specs]
+    there, cleanup = existing(client, names), cleanup_of(client, names)
+    wrong = [
+        f"{spec.name} has {len(there[spec.name]['partitions'])} partitions and the cleanup "
+        f"{','.join(sorted(cleanup[spec.name]))} instead of {spec.partitions} and {spec.cleanup}"
+        for spec in specs
+        if len(there[spec.name]["partitions"]) != spec.partitions or cleanup[spec.name] != set(spec.cleanup.split(","))
+    ]
+    if wrong:
+        raise WrongTopics(
+            f"{'; '.join(wrong)}: a key would move, or be lost. Delete these topics if nothing in them is needed, or "
+            "use another Kafka"
+        )
+
+
+def _with_durability(spec: TopicSpec, replicas: int, durable: bool) -> TopicSpec:
+    configs = {"min.insync.replicas": str(max(1, replicas - 1) if durable else 1)}
+    if durable and replicas == 1:
+        configs["flush.messages"] = "1"
+    return TopicSpec(spec.name, spec.partitions, spec.cleanup, {**configs, **spec.configs, CLEANUP: spec.cleanup})
+
+
+def _create(client: KafkaAdminClient, specs: Sequence[TopicSpec], replicas: int) -> list[str]:
+    """The names of those that were made here; others may come into being at the same time."""
+    if not specs:
+        return []
+    wanted = {
+        spec.name: {"num_partitions": spec.partitions, "replication_factor": replicas, "configs": dict(spec.configs)}
+        for spec in specs
+    }
+    created = []
+    for topic in client.create_topics(wanted, raise_errors=False)["topics"]:
+        error = kafka_errors.for_code(topic["error_code"])
+        if error is kafka_errors.NoError:
+            created.append(topic["name"])
+        elif error is not kafka_errors.TopicAlreadyExistsError:
+            raise error(f"topic {topic['name']}: {topic['error_message']}")
+    client.wait_for_topics(list(wanted), timeout_ms=READY_S * 1000)
+    _wait_for_configs(client, list(wanted))
+    return created
+
+
+def _wait_for_configs(client: KafkaAdminClient, names: Sequence[str]) -> None:
+    """A new topic may be known before its settings are."""
+    deadline = time.monotonic() + READY_S
+    while not all(CLEANUP in configs for configs in _configs(client, names, [CLEANUP]).values()):
+        if time.monotonic() > deadline:
+            raise kafka_errors.KafkaTimeoutError("the new topics have no settings yet: try again")
+        time.sleep(0.1)
+
+
+def _bring_up_to_date(client: KafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
+    keys = sorted({key for spec in specs for key in spec.configs})
+    now = _configs(client, [spec.name for spec in specs], keys)
+    changes = []
+    for spec in specs:
+        values = {key: found["value"] for key, found in now[spec.name].items()}
+        if differing := {key: value for key, value in spec.configs.items() if values.get(key) != value}:
+            changes.append(ConfigResource(ConfigResourceType.TOPIC, spec.name, differing))
+    if changes:
+        client.alter_configs(changes)
+
+
+def _configs(client: KafkaAdminClient, names: Sequence[str], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(keys)) for name in names]
+    found = client.describe_configs(resources, config_filter="all").get("topic", {})
+    return {name: dict(found.get(name, {})) for name in names}

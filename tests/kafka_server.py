@@ -1,0 +1,128 @@
+"""Real Kafka brokers for tests: one for all that only talk to it, and others that are killed and come back.
+
+They are started by `kafka.sh` in `servers/kafka` beside the project; the first may be at LLMOS_TEST_KAFKA=host:port.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.errors import KafkaError
+
+from shared.bus.kafka.topics import create_topics
+from shared.kafka.clients import admin, producer
+from tests.ports import free_port
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [ROOT.parent / folder / "kafka" / "kafka.sh" for folder in ("servers", "shared/servers")]
+HOW_TO_GET_ONE = (
+    "no Kafka: put its start script at servers/kafka/kafka.sh beside the project (with Java 17), or name a broker that "
+    "tests may fill, LLMOS_TEST_KAFKA=host:port (`docker run -p 9092:9092 apache/kafka:4.3.1`)"
+)
+EXTRA = """
+log.cleaner.backoff.ms=100
+log.retention.check.interval.ms=500
+"""
+
+
+class KafkaServer:
+    """A broker at `address`. With a folder it is a process of these tests."""
+
+    def __init__(self, address: str, script: Path | None = None, folder: Path | None = None) -> None:
+        self.address = address
+        self.url = f"kafka://{address}"
+        self._script = script
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout_s: float = 60) -> None:
+        """Returns when it answers; what it had kept is there again."""
+        assert self._folder is not None
+        command = ["bash", str(self._script), str(self._folder / "data"), self.address.rpartition(":")[2]]
+        with (self._folder / "out").open("ab") as out:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, "KAFKA_EXTRA": EXTRA}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        deadline = time.monotonic() + timeout_s
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Kafka did not start: {(self._folder / 'out').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """kill -9. The script has become the broker, so there is nothing else to kill."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def end(self) -> None:
+        self.kill()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def answers(self) -> bool:
+        try:
+            self.ask(lambda client: client.describe_cluster())
+        except KafkaError:
+            return False
+        return True
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """Look behind the adapters."""
+        with admin(self.url, "test") as client:
+            return question(client)
+
+    def put(self, topic: str, key: str, raw: bytes | None, partition: int | None = None) -> None:
+        """Bytes that no adapter of this version would send."""
+        client = producer(self.url, "test")
+        client.send(topic, key=key.encode(), value=raw, partition=partition).get(timeout=20)
+        client.close()
+
+    def delete(self, *topics: str) -> None:
+        """Returns when they are gone."""
+        self.ask(lambda client: client.delete_topics(list(topics)))
+        while self.ask(lambda client: set(client.list_topics())) & set(topics):
+            time.sleep(0.05)
+
+
+@cache
+def kafka() -> KafkaServer:
+    """The broker of this run, with the topics of the vocabulary. Skips where there is none, and fails in CI."""
+    address = os.environ.get("LLMOS_TEST_KAFKA")
+    server = KafkaServer(address) if address else _own()
+    if not address:
+        atexit.register(server.end)
+        server.start()
+    create_topics(server.url)
+    return server
+
+
+@contextmanager
+def mortal_kafka() -> Iterator[KafkaServer]:
+    """A broker that may be killed; without topics, so that it is soon back. Skips where none can be started."""
+    server = _own()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.end()
+
+
+def _own() -> KafkaServer:
+    script = next((script for script in SCRIPTS if script.exists()), None)
+    if script is None or shutil.which("java") is None:
+        if os.environ.get("CI"):
+            pytest.fail(HOW_TO_GET_ONE)
+        pytest.skip(HOW_TO_GET_ONE)
+    return KafkaServer(f"127.0.0.1:{free_port()}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))
