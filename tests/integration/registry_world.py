@@ -93,10 +93,12 @@ class Client:
     def publish(
         self, name: str, files: Files | str, kind: ArtifactKind = ArtifactKind.report, **fields: object
     ) -> Answer:
+        return self.answer(self.send(self.publication(name, files, kind, **fields)))
+
+    def publication(self, name: str, files: Files | str, kind: ArtifactKind, **fields: object) -> PublishArtifact:
         prefix = files if isinstance(files, str) else self.stage(files)
         fields = {"publication_id": uuid4().hex, **fields}
-        command = PublishArtifact.model_validate({"name": name, "kind": kind, "staged_prefix": prefix, **fields})
-        return self.answer(self.send(command))
+        return PublishArtifact.model_validate({"name": name, "kind": kind, "staged_prefix": prefix, **fields})
 
     def published(self, name: str, files: Files | str, **fields: object) -> CommandDone:
         answer = self.publish(name, files, **fields)  # type: ignore[arg-type]
