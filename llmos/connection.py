@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from dotenv import dotenv_values
 
 from llmos.calls import Json
 from llmos.embedded.layout import Layout, default_home
@@ -32,13 +33,17 @@ class Connection:
     def find(cls, url: str | None = None, key: str | None = None, home: Path | None = None) -> Connection:
         """What is given; else LLMOS_URL and LLMOS_API_KEY; else what the system in `home` says.
 
+        The key for a given address may also lie in `.env` here, where `docker compose` has it from.
         Raises NoKey, and LLMOSError for what is no address.
         """
         layout = Layout(home or default_home())
-        if url is None:
+        key = key or os.environ.get("LLMOS_API_KEY")
+        if url := url or os.environ.get("LLMOS_URL"):
+            key = key or dotenv_values(".env").get("LLMOS_API_KEY")
+        else:
             here = running(layout)
-            url = os.environ.get("LLMOS_URL") or (here.url if here else DEFAULT_URL)
-        key = key or os.environ.get("LLMOS_API_KEY") or _key_in(layout.key_file)
+            url = here.url if here else DEFAULT_URL
+        key = key or _key_in(layout.key_file)
         if not (key.isascii() and key.isprintable()):
             raise NoKey("the API key holds characters that are in no key; copy it again")
         return cls(_checked(url), key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -20,6 +21,8 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="Play it on the system there instead of this machine's.")] = None,
+    key: Annotated[str | None, typer.Option(help="The key for it; by default the one in ./.env.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the system running afterwards.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,6 +30,7 @@ def demo(
     from llmos.demo.play import play, what_next  # the demo's imports would slow every other command
 
     session = session_of(context)
+    session = replace(session, url=url or session.url, key=key or session.key)
     stage = errors if as_json else console  # JSON comes alone on stdout
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what was started is taken down

@@ -12,6 +12,7 @@ from rich.progress import wrap_file
 from llmos.cli.output import AsJson, ago, console, say, show, size, table
 from llmos.cli.session import session_of
 from llmos.cli.transfer import transfer_bar
+from llmos.client import LLMOS
 from llmos.files import whole_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ def upload_file(api: openai.OpenAI, path: Path, purpose: str = "fine-tune", quie
         wrap_file(raw, total, description=escape(path.name), console=console, disable=quiet, transient=True) as stream,
     ):
         return api.files.create(file=(path.name, stream), purpose=purpose).model_dump()  # type: ignore[arg-type]
+
+
+def send_file(client: LLMOS, path: Path, quiet: bool = False) -> str:
+    """Upload what a job shall read, with a progress bar, and wait until it is registered; the file's id."""
+    with client.openai() as api:
+        file = upload_file(api, path, "user_data", quiet=quiet)
+        api.files.wait_for_processing(file["id"], poll_interval=0.2)
+    return str(file["id"])
 
 
 @app.command("list")

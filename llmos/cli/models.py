@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from llmos.cli.files import send_file
 from llmos.cli.jobs import _end
 from llmos.cli.output import AsJson, ago, say, show, size, table
 from llmos.cli.paging import all_pages
@@ -122,15 +123,23 @@ def import_(
     name: Annotated[str | None, typer.Option(help="Its name in the registry (default: from the source).")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    upload: Annotated[
+        bool,
+        typer.Option("--upload", help="Send the .gguf file from here; else the trainer reads PATH on its machine."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a model folder, a hub model or a GGUF file in as safetensors."""
     path = Path(source).expanduser()
     output = name or default_name(source)
-    params = {"source": str(path.absolute()) if path.exists() else source, "revision": revision, "dtype": dtype}
+    if upload and not path.is_file():
+        raise typer.BadParameter(f"{source} is no file here", param_hint="--upload")
+    from_there = str(path.absolute()) if path.exists() else source
+    params = {"source": None if upload else from_there, "revision": revision, "dtype": dtype}
     given = {key: value for key, value in params.items() if value is not None}
     with session_of(context).client() as client:
-        job = client.submit_job("import", params=given, output=output)
+        inputs = {"file": send_file(client, path, quiet=as_json)} if upload else None
+        job = client.submit_job("import", params=given, inputs=inputs, output=output)
         _end(watch_job(client, job["id"], quiet=as_json, title=f"import {output}"), as_json)
 
 

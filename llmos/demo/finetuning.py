@@ -99,7 +99,8 @@ def _base_model(stage: Stage, fallback: str) -> str:
             "It was not made for chat: expect little of its answers."
         )
         return fallback
-    job = stage.client.submit_job("import", params={"source": str(file)}, output="smollm2-135m-instruct")
+    uploaded = stage.upload(file.name, file, purpose="user_data")  # the trainer may be on another machine
+    job = stage.client.submit_job("import", inputs={"file": uploaded}, output="smollm2-135m-instruct")
     ref = ref_of(stage.finish(job["id"], "import SmolLM2-135M-Instruct"))
     stage.note("imported", ref)
     return ref

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from llmos.errors import LLMOSError
 
 if TYPE_CHECKING:
     import openai
+    from openai.types import FilePurpose
 
 
 READY_S = 600
@@ -51,9 +53,11 @@ class Stage:
         yield
         self.say(f"{what}: {time.monotonic() - begun:.0f} s", "dim")
 
-    def upload(self, name: str, data: bytes) -> str:
-        """The id of a new file with these bytes."""
-        return self.openai.files.create(file=(name, data), purpose="fine-tune").id
+    def upload(self, name: str, data: bytes | Path, purpose: FilePurpose = "fine-tune") -> str:
+        """The id of a new file with these bytes, once jobs can take it."""
+        file = self.openai.files.create(file=(name, data), purpose=purpose)
+        self.openai.files.wait_for_processing(file.id, poll_interval=0.1)
+        return file.id
 
     def finish(self, job_id: str, title: str) -> Json:
         """Watch a job to its end. Raises LLMOSError when it does not succeed."""

@@ -160,8 +160,20 @@ def check_queue(here: Gateway, caller: Principal) -> None:
 
 def _check_models(here: Gateway, wanted: WantedJob, params: Params) -> None:
     match params:
-        case ImportParams(source=source):
+        case ImportParams(source=str(source)) if "file" in wanted.inputs:
+            raise BadRequest(
+                f"Give either the input 'file' or the parameter 'source' ({source!r}), not both.",
+                param="params.source",
+                code="invalid_value",
+            )
+        case ImportParams(source=str(source)):
             check_source(here.settings, source, "params.source")
+        case ImportParams() if "file" not in wanted.inputs:
+            raise BadRequest(
+                "What shall be imported is missing: give the parameter 'source' or the input 'file'.",
+                param="params.source",
+                code="missing_input",
+            )
         case SftParams(base_model=str(base)) if "model" in wanted.inputs:
             raise BadRequest(
                 f"Give either the input 'model' or the parameter 'base_model' ({base!r}), not both.",

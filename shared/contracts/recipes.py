@@ -113,7 +113,11 @@ class SftParams(TrainingParams):
 class ImportParams(Params):
     """Brings a model folder, a hub model or a GGUF file in as safetensors."""
 
-    source: str = Field(min_length=1, description="A folder or a .gguf file on the trainer's machine, or a hub id.")
+    source: str | None = Field(
+        None,
+        min_length=1,
+        description="A folder or a .gguf file on the trainer's machine, or a hub id; or give the input `file`, an uploaded .gguf.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -160,7 +164,12 @@ RECIPES: dict[str, Recipe] = {
             "model": Input(_MODEL, required=False),
         },
     ),
-    "import": Recipe(ImportParams, ArtifactKind.model, trains=False),
+    "import": Recipe(
+        ImportParams,
+        ArtifactKind.model,
+        {"file": Input(frozenset({ArtifactKind.file}), required=False)},
+        trains=False,
+    ),
 }
 
 

@@ -28,7 +28,7 @@ def run(context: RecipeContext) -> list[MadeOutput]:
         _cast(target, params.dtype, context)
         weights = weigh(target)
     context.report.progress(3, STEPS)
-    metadata = {"source": params.source, **said, **describe(target, weights)}
+    metadata = {"source": params.source or _uploaded(context).name, **said, **describe(target, weights)}
     context.report.log(f"{weights.parameters:,} parameters in {weights.dtype}")
     context.report.progress(STEPS, STEPS)
     return [MadeOutput(context.spec.output, ArtifactKind.model, target, metadata=metadata)]
@@ -36,17 +36,16 @@ def run(context: RecipeContext) -> list[MadeOutput]:
 
 def _bring(params: ImportParams, target: Path, context: RecipeContext) -> dict[str, Any]:
     """The model's files into `target`; returns what its source says of it."""
+    if params.source is None:
+        return _from_gguf(_uploaded(context), params, target, context)
     if not is_path(params.source):
-        return _from_hub(params, target, context)
-    path = _local_path(params, context)
+        return _from_hub(params.source, params.revision, target, context)
+    path = _local_path(params.source, params.revision, context)
     if path.is_dir():
         _take(path, None, target, context)
         return {}
     if path.suffix.lower() == ".gguf":
-        from services.trainer.recipes.gguf_file import convert_gguf
-
-        context.report.progress(1, STEPS)
-        return convert_gguf(path, target, params.dtype, context)
+        return _from_gguf(path, params, target, context)
     raise RecipeError(
         FailureReason.bad_params,
         f"{path} is neither a folder nor a .gguf file",
@@ -60,16 +59,28 @@ def is_path(source: str) -> bool:
     return source.startswith(("/", "~", "./", "../")) or source.lower().endswith(".gguf")
 
 
-def _local_path(params: ImportParams, context: RecipeContext) -> Path:
+def _uploaded(context: RecipeContext) -> Path:
+    """The one file of the input `file`."""
+    return next(path for path in context.inputs["file"].iterdir())
+
+
+def _from_gguf(path: Path, params: ImportParams, target: Path, context: RecipeContext) -> dict[str, Any]:
+    from services.trainer.recipes.gguf_file import convert_gguf
+
+    context.report.progress(1, STEPS)
+    return convert_gguf(path, target, params.dtype, context)
+
+
+def _local_path(source: str, revision: str | None, context: RecipeContext) -> Path:
     if not context.allow_local_models:
-        message = f"this system takes no models from the trainer's own disk, such as {params.source}"
+        message = f"this system takes no models from the trainer's own disk, such as {source}"
         raise RecipeError(FailureReason.bad_params, message, "LLMOS_ALLOW_LOCAL_MODELS=true allows it.", param="source")
-    if params.revision is not None:
+    if revision is not None:
         message = "a revision only goes with a hub id, not with a path"
         raise RecipeError(FailureReason.bad_params, message, param="revision")
-    path = Path(params.source).expanduser()
+    path = Path(source).expanduser()
     if not path.is_absolute():
-        message = f"{params.source} is a relative path, and the trainer runs in a folder of its own"
+        message = f"{source} is a relative path, and the trainer runs in a folder of its own"
         raise RecipeError(FailureReason.bad_params, message, "Give the whole path.", param="source")
     if not path.exists():
         message = f"there is no {path} on the trainer's machine"
@@ -77,13 +88,13 @@ def _local_path(params: ImportParams, context: RecipeContext) -> Path:
     return path
 
 
-def _from_hub(params: ImportParams, target: Path, context: RecipeContext) -> dict[str, Any]:
+def _from_hub(source: str, revision: str | None, target: Path, context: RecipeContext) -> dict[str, Any]:
     from services.trainer.recipes.hub import download
 
     if not context.allow_hub:
-        message = f"this system takes no models from the hub, such as {params.source}"
+        message = f"this system takes no models from the hub, such as {source}"
         raise RecipeError(FailureReason.bad_params, message, "LLMOS_ALLOW_HUB=true allows it.", param="source")
-    folder, boundary = download(params.source, params.revision, context.report.log)
+    folder, boundary = download(source, revision, context.report.log)
     _take(folder, boundary, target, context)
     return {"revision": folder.name}
 

@@ -21,8 +21,20 @@ def test_the_key_is_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_key_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMOS_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(NoKey, match="llmos up"):
         Connection.find("http://here", home=tmp_path)
+
+
+def test_the_key_for_a_given_address_may_lie_in_the_env_file_of_compose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLMOS_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LLMOS_DEV=1\nLLMOS_API_KEY=sk-llmos-compose\n")
+    (tmp_path / "key").write_text("sk-llmos-of-this-machine\n")
+    assert Connection.find("http://there", home=tmp_path).key == "sk-llmos-compose"
+    assert Connection.find(home=tmp_path).key == "sk-llmos-of-this-machine"
 
 
 def test_calls_send_only_what_was_given() -> None:

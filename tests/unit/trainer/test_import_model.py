@@ -73,6 +73,15 @@ def imported(tmp_path: Path, notes: Notes | None = None, **params: Any) -> MadeO
     return output
 
 
+def test_an_uploaded_file_is_taken_for_a_gguf_whatever_its_name(tmp_path: Path) -> None:
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "weights.bin").write_bytes(b"no GGUF at all")
+    with pytest.raises(RecipeError, match=r"weights\.bin") as caught:
+        import_model.run(replace(context(tmp_path), inputs={"file": upload}))
+    assert caught.value.reason is FailureReason.bad_data
+
+
 def refused(tmp_path: Path, **params: Any) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         import_model.run(context(tmp_path, **params))
@@ -241,8 +250,12 @@ def test_a_real_gguf_chat_model_comes_in_whole(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     notes = Notes()
-    output = imported(tmp_path, notes, source=str(smollm2()))
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "smollm2.gguf").symlink_to(smollm2())
+    (output,) = import_model.run(replace(context(tmp_path, notes), inputs={"file": upload}))
     facts = output.metadata
+    assert facts["source"] == "smollm2.gguf"
     assert (facts["architecture"], facts["context_length"], facts["dtype"]) == ("LlamaForCausalLM", 8192, "bfloat16")
     assert (facts["licence"], facts["parameters"]) == ("apache-2.0", 134_515_008)
     assert any("bfloat16" in line and "quantized" in line for line in notes.lines)
