@@ -116,7 +116,8 @@ class ImportParams(Params):
     source: str | None = Field(
         None,
         min_length=1,
-        description="A folder or a .gguf file on the trainer's machine, or a hub id; or give the input `file`, an uploaded .gguf.",
+        description="A folder or a .gguf file on the trainer's machine, or a hub id; "
+        "or give the input `file`, an uploaded .gguf.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
