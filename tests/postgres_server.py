@@ -71,7 +71,7 @@ class PostgresServer:
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-3000:]}")
+                raise RuntimeError(f"PostgreSQL did not start:\n{self.log()[-3000:]}")
             time.sleep(0.02)
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
@@ -94,6 +94,10 @@ class PostgresServer:
         with self._connect(database) as connection:
             cursor = connection.execute(statement.encode() if isinstance(statement, str) else statement)
             return cursor.fetchall() if cursor.description else []
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return (self.folder / "log").read_text()
 
     @property
     def _data(self) -> Path:
