@@ -12,7 +12,7 @@ from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 
 from shared.bus.delivery import RawRecord, Showing
 from shared.bus.kafka.cluster import Cluster
-from shared.bus.kafka.reading import POLL_MS, Reader, from_kafka
+from shared.bus.kafka.reading import Reader, from_kafka
 from shared.bus.kafka.topics import TOMBSTONES_KEPT
 from shared.bus.port import Position, Record
 from shared.contracts.topics import Topic
@@ -78,7 +78,7 @@ class Follower(Reader):
 
     def _read_changes(self, client: KafkaConsumer, identity: UUID) -> None:
         while not self.stopping.is_set() and self.is_same(identity):
-            for partition, records in client.poll(timeout_ms=POLL_MS).items():
+            for partition, records in self.poll(client).items():
                 for record in records:
                     self._show(from_kafka(record))
                     if self.stopping.is_set():
@@ -129,7 +129,7 @@ class Follower(Reader):
         while (client.position(where, timeout_ms=1000) or 0) < end:
             if self.stopping.is_set():
                 return
-            for found in client.poll(timeout_ms=POLL_MS).get(where, ()):
+            for found in self.poll(client).get(where, ()):
                 record = from_kafka(found)
                 latest.pop(record.key, None)
                 latest[record.key] = record, found.timestamp / 1000

@@ -15,7 +15,7 @@ from shared.bus.delivery import RawRecord
 from shared.bus.kafka.cluster import Cluster
 from shared.bus.kafka.lane import Lane
 from shared.bus.kafka.publisher import Publisher
-from shared.bus.kafka.reading import POLL_MS, Reader, from_kafka
+from shared.bus.kafka.reading import Reader, from_kafka
 from shared.bus.kafka.topics import group_id
 from shared.bus.port import BrokenRecord, Handle, Record
 from shared.contracts.topics import Topic
@@ -73,7 +73,7 @@ class GroupReader(Reader):
         try:
             client.subscribe([self.topic.name], listener=lanes)
             while not self.stopping.is_set() and self.is_same(identity):
-                for partition, records in client.poll(timeout_ms=POLL_MS).items():
+                for partition, records in self.poll(client).items():
                     lanes.add(partition.partition, [from_kafka(record) for record in records])
                 lanes.throttle(client, self.topic)
         finally:

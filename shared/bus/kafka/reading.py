@@ -6,9 +6,12 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
-from kafka.errors import KafkaError
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, RetriableError
 
 from shared.bus.delivery import Pause, RawRecord, Worker
 from shared.bus.kafka.cluster import Cluster
@@ -20,6 +23,7 @@ log = logging.getLogger("llmos.bus")
 
 POLL_MS = 200
 """How long a subscription may take to notice that it was closed."""
+AGAIN_S = 0.2
 LOOK_EVERY_S = 5.0
 
 
@@ -62,6 +66,17 @@ class Reader(ABC):
     def look(self, identity: UUID) -> bool:
         """As `is_same`, now. Raises BusUnavailable, IncompatibleBus."""
         return self._cluster.check(self.topic) == identity
+
+    def poll(self, client: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
+        """What has come. Outlasts an outage with the client that it has: a new one would have to wait in its group
+        until the old one counts as dead."""
+        try:
+            found: Mapping[TopicPartition, Sequence[Any]] = client.poll(timeout_ms=POLL_MS)
+        except RetriableError as error:
+            self._outage.began(error)
+            self.stopping.wait(AGAIN_S)
+            return {}
+        return found
 
     def _run(self, stopping: threading.Event) -> None:
         pause = Pause(stopping)
