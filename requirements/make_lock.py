@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 EXTRAS = ("gateway", "scheduler", "registry", "trainer", "inference", "cpu", "test")
+PATCHES = ("3.11.2", "3.11.14")
+"""Debian's own Python and a new one: some libraries need a backport on the first."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "llm-os"}
 
 
@@ -47,7 +49,11 @@ def main() -> None:
         pinned[name] = found.version
         for text in found.requires or ():
             child = Requirement(text)
-            environments = [{"extra": extra} for extra in (*requirement.extras, "")]
+            environments = [
+                {"extra": extra, "python_full_version": patch}
+                for extra in (*requirement.extras, "")
+                for patch in PATCHES
+            ]
             if child.marker is None or any(child.marker.evaluate(environment) for environment in environments):
                 queue.append(child)
     if missing:
