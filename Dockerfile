@@ -7,19 +7,23 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
+# Where the package index has no CPU build of torch: PyTorch's own CPU index.
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/llmos
 WORKDIR /build
 
 FROM build AS control-dependencies
 COPY requirements/control.txt .
-RUN pip --python /opt/llmos/bin/python install --no-deps -r control.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/llmos/bin/python install --no-deps -r control.txt
 
 FROM build AS worker-dependencies
 ARG ACCELERATOR=cpu
 COPY requirements/worker.txt pyproject.toml ./
 # On a CPU by the lock. For CUDA vLLM's own wheel says which torch it was built for.
-RUN case "$ACCELERATOR" in \
+RUN --mount=type=cache,target=/root/.cache/pip \
+    case "$ACCELERATOR" in \
       cpu) pip --python /opt/llmos/bin/python install --no-deps -r worker.txt ;; \
       cuda) python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; print(*p["dependencies"], *o["trainer"], *o["inference"], *o["cuda"], sep="\n")' > cuda.txt \
             && pip --python /opt/llmos/bin/python install -r cuda.txt ;; \
