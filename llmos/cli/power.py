@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +18,12 @@ from rich.table import Table
 from llmos.cli.output import AsJson, coloured, console, errors, say, show
 from llmos.cli.session import Session, session_of
 from llmos.embedded.address import not_ready
-from llmos.embedded.errors import UpError
+from llmos.embedded.errors import StartInterrupted, UpError
 from llmos.embedded.running import Running, running
 from llmos.embedded.supervisor import START_S, Supervisor, already_up, unusable
 
 STOP_S = 180
+TEND_EVERY_S = 0.2
 LAST_WORDS_S = 30.0
 """For a start that has given up: to stop what it started and to say why."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,16 +55,15 @@ def up(
         show(value, as_json, lambda: say(f"LLM OS is up at {here.url}; its key is in {key_file}"))
         return
     supervisor = Supervisor(session.layout, host, port)
-    stopping = threading.Event()
+    asked = StopSignals()
     try:
-        with interruptible(stopping):
-            supervisor.start(_step, timeout)
+        supervisor.start(_step, timeout, lambda: asked.came)
         value = {"url": supervisor.url, "pid": os.getpid(), "home": str(session.home), "key_file": str(key_file)}
         show(
             value, as_json, lambda: say(f"LLM OS is up at {supervisor.url}; its key is in {key_file}; Ctrl-C stops it")
         )
-        _tend(supervisor, stopping, table=console.is_terminal and not as_json)
-    except Interrupted:
+        _tend(supervisor, asked, table=console.is_terminal and not as_json)
+    except StartInterrupted:
         raise typer.Exit(130) from None
     finally:
         # A second Ctrl-C must not leave half of them behind.
@@ -73,26 +72,17 @@ def up(
         supervisor.stop(lambda name: _step(f"stopping {name}"))
 
 
-class Interrupted(BaseException):
-    """A signal came before the start was over. No library's `except Exception` may take it for its own."""
+class StopSignals:
+    """Notes that a signal to stop has come, for whoever looks. It raises nothing, since it would do so in the middle of
+    anything, such as the start of a child that nobody would know of; nor does it take a lock that may be held there."""
 
-
-class interruptible:  # noqa: N801 - reads as a context
-    """Within it, a signal to stop raises Interrupted; afterwards it sets the event."""
-
-    def __init__(self, stopping: threading.Event) -> None:
-        self._stopping = stopping
-
-    def __enter__(self) -> None:
+    def __init__(self) -> None:
+        self.came = False
         for number in STOP_SIGNALS:
-            signal.signal(number, self._raise)
+            signal.signal(number, self._note)
 
-    def __exit__(self, *_: object) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: self._stopping.set())
-
-    def _raise(self, *_: object) -> None:
-        raise Interrupted
+    def _note(self, *_: object) -> None:
+        self.came = True
 
 
 def start_detached(session: Session, host: str, port: int, timeout_s: float = START_S) -> Running:
@@ -132,14 +122,16 @@ def _await_serving(process: subprocess.Popen[bytes], session: Session, log_file:
         time.sleep(0.05)
 
 
-def _tend(supervisor: Supervisor, stopping: threading.Event, table: bool) -> None:
+def _tend(supervisor: Supervisor, asked: StopSignals, table: bool) -> None:
     if table:
         with Live(_processes(supervisor), console=console, refresh_per_second=2, transient=True) as live:
-            while not stopping.wait(0.2):
+            while not asked.came:
+                time.sleep(TEND_EVERY_S)
                 supervisor.tend()
                 live.update(_processes(supervisor))
         return
-    while not stopping.wait(0.2):
+    while not asked.came:
+        time.sleep(TEND_EVERY_S)
         supervisor.tend(_step)
 
 

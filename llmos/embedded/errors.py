@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UpError(Exception):
     """The system cannot start; the message says why and what to do."""
+
+
+class StartInterrupted(Exception):
+    """Somebody wants it to stop before it was up."""

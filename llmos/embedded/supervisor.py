@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import IO
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from llmos.embedded.address import check_port, not_ready, url_of
-from llmos.embedded.errors import UpError
+from llmos.embedded.errors import StartInterrupted, UpError
 from llmos.embedded.layout import Layout
 from llmos.embedded.processes import Child, Program, end_leftovers, record, service
 from llmos.embedded.running import Running, running
@@ -42,6 +44,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._lock: IO[str] | None = None
         self._grace_s: dict[str, float] = {}
+        self._asked_to_stop: Callable[[], bool] = lambda: False
         self._timeout_s = START_S
         self._ready_by = 0.0
 
@@ -50,8 +53,14 @@ class Supervisor:
         """Where this machine reaches the gateway."""
         return url_of(self.host, self.port)
 
-    def start(self, on_step: Callable[[str], None] = lambda _: None, timeout_s: float = START_S) -> None:
-        """Start everything and return when the gateway can serve. Raises UpError, SettingsError."""
+    def start(
+        self,
+        on_step: Callable[[str], None] = lambda _: None,
+        timeout_s: float = START_S,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start everything and return when the gateway can serve. Raises UpError, SettingsError, StartInterrupted."""
+        self._asked_to_stop = asked_to_stop
         self._timeout_s, self._ready_by = timeout_s, time.monotonic() + timeout_s
         settings = load_settings(home=self.layout.home)
         self._grace_s = {
@@ -125,6 +134,7 @@ class Supervisor:
         self._lock = lock
 
     def _launch(self, program: Program) -> None:
+        self._go_on()
         child = Child(program, self.layout.logs / f"{program.name}.log")
         self.children[program.name] = child
         child.start()
@@ -158,8 +168,10 @@ class Supervisor:
         }
 
     def _await_valkey(self, socket_file: Path, name: str) -> None:
-        client = redis.Redis(unix_socket_path=str(socket_file), socket_timeout=2)
+        # Without tries of its own, which take seconds: we look again at once, and whether somebody wants us to stop.
+        client = redis.Redis(unix_socket_path=str(socket_file), socket_timeout=2, retry=Retry(NoBackoff(), 0))
         while True:
+            self._go_on()
             try:
                 client.ping()
                 client.close()
@@ -173,6 +185,7 @@ class Supervisor:
     def _await_gateway(self, on_step: Callable[[str], None]) -> None:
         said = ""
         while True:
+            self._go_on()
             self.tend()
             for name, child in self.children.items():
                 if child.restarts >= CRASHES_AT_START:
@@ -189,6 +202,10 @@ class Supervisor:
                     self._check_alive(name)
                 raise self._too_late("the gateway is not ready", missing or "no answer")
             time.sleep(0.05)
+
+    def _go_on(self) -> None:
+        if self._asked_to_stop():
+            raise StartInterrupted
 
     def _too_late(self, what: str, why: str) -> UpError:
         advice = f"Look into {self.layout.logs}, or give it more time with --timeout."
