@@ -17,6 +17,11 @@ def connect(url: str) -> Requests:
         from shared.requests.valkey import ValkeyRequests
 
         return ValkeyRequests(url)
+    if scheme == "kafka":
+        from shared.requests.kafka import KafkaRequests
+
+        return KafkaRequests(url)
     raise SettingsError(
-        f"LLMOS_REQUESTS_URL: {url!r} names no server for requests; use unix:///path, redis://host:port/0 or memory://"
+        f"LLMOS_REQUESTS_URL: {url!r} names no server for requests; use unix:///path, redis://host:port/0, "
+        "kafka://host:port or memory://"
     )

@@ -11,7 +11,14 @@ from shared import requests
 from shared.contracts.inference import Cancel, Request
 from shared.requests.port import Requests, RequestsUnavailable
 from shared.settings import SettingsError
-from tests.contract.reply_worlds import MORTAL_REQUESTS, REQUESTS, RequestsWorld
+from tests.contract.reply_worlds import (
+    MORTAL_REQUESTS,
+    REQUESTS,
+    SERVED_REQUESTS,
+    RequestsWorld,
+    ServedRequestsWorld,
+)
+from tests.servers import valkey
 
 
 def request(name: str, body: bytes = b"{}") -> Request:
@@ -30,6 +37,12 @@ def mortal_world(request: pytest.FixtureRequest) -> Iterator[RequestsWorld]:
         yield world
 
 
+@pytest.fixture(params=SERVED_REQUESTS)
+def served_world(request: pytest.FixtureRequest) -> Iterator[ServedRequestsWorld]:
+    with SERVED_REQUESTS[request.param]() as world:
+        yield world
+
+
 @pytest.fixture
 async def sender(world: RequestsWorld) -> AsyncIterator[Requests]:
     requests = world.connect()
@@ -44,8 +57,8 @@ async def reader(world: RequestsWorld) -> AsyncIterator[Requests]:
     await requests.close()
 
 
-async def take(inbox: AsyncIterator[Request | Cancel], count: int) -> list[Request | Cancel]:
-    async with asyncio.timeout(10):
+async def take(inbox: AsyncIterator[Request | Cancel], count: int, timeout_s: float = 10) -> list[Request | Cancel]:
+    async with asyncio.timeout(timeout_s):
         return [await anext(inbox) for _ in range(count)]
 
 
@@ -88,7 +101,7 @@ async def test_an_inbox_goes_on_after_its_server_was_killed(mortal_world: Reques
     async with reader.inbox("replica") as inbox:
         await sender.send("replica", request("before"))
         assert await take(inbox, 1) == [request("before")]
-        waiting = asyncio.create_task(take(inbox, 1))
+        waiting = asyncio.create_task(take(inbox, 1, timeout_s=60))
         await asyncio.to_thread(server.kill)
         with pytest.raises(RequestsUnavailable, match="did not take"):
             await sender.send("replica", request("away"))
@@ -99,38 +112,40 @@ async def test_an_inbox_goes_on_after_its_server_was_killed(mortal_world: Reques
     await reader.close()
 
 
-async def test_an_inbox_goes_on_after_a_flush(mortal_world: RequestsWorld) -> None:
-    carrier, server = mortal_world.connect(), mortal_world.server
-    assert server is not None
+async def test_an_inbox_goes_on_after_a_flush(served_world: ServedRequestsWorld) -> None:
+    carrier = served_world.connect()
     async with carrier.inbox("replica") as inbox:
         await carrier.send("replica", request("before"))
         assert await take(inbox, 1) == [request("before")]
-        with server.client() as client:
-            client.flushall()
+        await asyncio.to_thread(served_world.flush)
         await carrier.send("replica", request("after"))
         assert await take(inbox, 1) == [request("after")]
     await carrier.close()
 
 
-async def test_an_item_that_does_not_decode_is_skipped(mortal_world: RequestsWorld) -> None:
-    carrier, server = mortal_world.connect(), mortal_world.server
-    assert server is not None
+async def test_an_item_that_does_not_decode_is_skipped(served_world: ServedRequestsWorld) -> None:
+    carrier = served_world.connect()
     async with carrier.inbox("replica") as inbox:
-        with server.client() as client:
-            client.xadd("inbox:replica", {"i": b"\xc1"})
-            client.xadd("inbox:replica", {"x": b"1"})
+        await asyncio.to_thread(served_world.put_raw, "replica", b"\xc1")
+        await asyncio.to_thread(served_world.put_raw, "replica", None)
         await carrier.send("replica", request("good"))
         assert await take(inbox, 1) == [request("good")]
     await carrier.close()
 
 
-async def test_an_inbox_is_bounded_and_forgotten(mortal_world: RequestsWorld) -> None:
-    carrier, server = mortal_world.connect(), mortal_world.server
-    assert server is not None
-    await carrier.send("nobody", request("1"))
-    with server.client() as client:
+async def test_a_long_body_goes_through(sender: Requests, reader: Requests) -> None:
+    body = bytes(range(256)) * 2**15  # 8 MiB, the largest that the gateway takes if nothing is said
+    async with reader.inbox("replica") as inbox:
+        await sender.send("replica", request("long", body))
+        assert await take(inbox, 1) == [request("long", body)]
+
+
+async def test_an_inbox_is_bounded_and_forgotten() -> None:
+    with valkey(durable=False) as server, server.client() as client:
+        carrier = requests.connect(server.unix_url)
+        await carrier.send("nobody", request("1"))
         assert 0 < client.ttl("inbox:nobody") <= 60
-    await carrier.close()
+        await carrier.close()
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "valkey://x"])
