@@ -27,7 +27,9 @@ class Stop:
 
     def wait(self, timeout_s: float = LONGEST_WAIT_S) -> bool:
         """Whether a stop was asked for by then."""
-        self.asked = self.asked or signal.sigtimedwait(SIGNALS, timeout_s) is not None
+        came = None if self.asked else signal.sigtimedwait(SIGNALS, timeout_s)
+        # A process that was frozen for longer than the timeout gets back what was never filled in.
+        self.asked = self.asked or (came is not None and came.si_signo in SIGNALS)
         return self.asked
 
     def wait_until_asked(self) -> None:
