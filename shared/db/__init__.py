@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from shared.db.locks import hold
-from shared.db.postgres import open_postgres, refusal
+from shared.db.postgres import give_time, open_postgres, refusal
 from shared.settings import SettingsError
 
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
@@ -104,6 +104,7 @@ def migrate(engine: Engine, package: str) -> None:
     folder = Path(importlib.import_module(package).__path__[0])
     try:
         with engine.begin() as connection:
+            give_time(connection)
             hold(connection, "migrate")
             if (_version(connection) or "") < newest_version(folder):
                 _upgrade(connection, folder)

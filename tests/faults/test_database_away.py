@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -226,4 +227,26 @@ def test_jobs_succeed_once_though_one_leader_after_the_other_is_killed(
         stand()
     for job in sent:
         jobs.until(job, "succeeded", 60)
+    assert len(registry.made) == len(sent)
+
+
+def test_a_leader_that_freezes_is_followed_and_stands_by_when_it_goes_on(
+    jobs: World, server: ValkeyServer, db_url: str, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """As a host that vanishes: no connection is closed, and nothing is said."""
+    logs = [tmp_path / "first", tmp_path / "second"]
+    registry = jobs.registry()
+    jobs.trainer(slots=4, finish=True)
+    processes.append(start(tmp_path, server.bus_url, logs[0], LLMOS_DB_URL=db_url))
+    eventually(lambda: "leads in epoch 1" in logs[0].read_text(), 30)
+    processes.append(start(tmp_path, server.bus_url, logs[1], LLMOS_DB_URL=db_url))
+    eventually(lambda: "stands by" in logs[1].read_text(), 30)
+    processes[0].send_signal(signal.SIGSTOP)
+    eventually(lambda: "leads in epoch 2" in logs[1].read_text(), 60)
+    processes[0].send_signal(signal.SIGCONT)
+    eventually(lambda: logs[0].read_text().count("stands by until") == 2, 60)
+    sent = [jobs.submit() for _ in range(5)]
+    for job in sent:
+        jobs.until(job, "succeeded", 30)
+    assert [process.poll() for process in processes] == [None, None]
     assert len(registry.made) == len(sent)
