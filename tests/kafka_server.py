@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from shared.bus.kafka.topics import create_topics
-from shared.kafka.clients import admin, producer
+from shared.kafka.clients import admin, consumer, producer
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,21 @@ class KafkaServer:
         client = producer(self.url, "test")
         client.send(topic, key=key.encode(), value=raw, partition=partition).get(timeout=20)
         client.close()
+
+    def records(self, topic: str) -> list[Any]:
+        """All that the topic keeps now."""
+        with consumer(self.url, "test") as client:
+            partitions = [TopicPartition(topic, number) for number in client.partitions_for_topic(topic)]
+            ends = client.end_offsets(partitions)
+            client.assign(partitions)
+            client.seek_to_beginning()
+            found = []
+            while any((client.position(partition) or 0) < end for partition, end in ends.items()):
+                found += [record for records in client.poll(timeout_ms=100).values() for record in records]
+            return found
+
+    def count(self, topic: str) -> int:
+        return len(self.records(topic))
 
     def delete(self, *topics: str) -> None:
         """Returns when they are gone."""

@@ -13,6 +13,8 @@ from llmos.cli.openai_errors import sentence_of
 from llmos.cli.output import exit_code, say_error
 from llmos.embedded.errors import UpError
 from llmos.errors import LLMOSError
+from shared.bus.port import BusError
+from shared.requests.port import RequestsUnavailable
 from shared.settings import SettingsError
 
 
@@ -20,7 +22,7 @@ def main() -> None:
     """Run the command line; errors are one sentence on stderr."""
     try:
         app()
-    except (LLMOSError, UpError, SettingsError, OSError) as error:
+    except (LLMOSError, UpError, SettingsError, BusError, RequestsUnavailable, OSError) as error:
         say_error(str(error))
         sys.exit(exit_code(error))
     except KeyboardInterrupt:

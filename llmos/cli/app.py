@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmos.cli import chat, demo, deployments, files, jobs, models, power, system
+from llmos.cli import admin, chat, demo, deployments, files, jobs, models, power, system
 from llmos.cli.session import Session
 from llmos.embedded.layout import default_home
 
@@ -37,5 +37,6 @@ demo.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
+app.add_typer(admin.app, name="admin")
 deployments.register(app)
 chat.register(app)

@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmos.errors import Conflict, NotConnected, NotFound
+from shared.bus.port import BusUnavailable
+from shared.requests.port import RequestsUnavailable
 from shared.settings import SettingsError
 
 # No markup: names, reasons and what models say may hold brackets of their own.
@@ -26,6 +28,8 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (SettingsError, 2),
     (NotFound, 3),
     (NotConnected, 4),
+    (BusUnavailable, 4),
+    (RequestsUnavailable, 4),
     (Conflict, 5),
 )
 

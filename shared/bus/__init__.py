@@ -25,3 +25,16 @@ def connect(url: str, client_id: str) -> Bus:
         f"LLMOS_BUS_URL: {url!r} names no bus; use valkey+unix:///path, valkey://host:port, kafka://host:port "
         "or memory://"
     )
+
+
+def prepare(url: str) -> list[str]:
+    """Make the topics that the bus at `url` lacks, where topics have to be made; their names.
+
+    Raises IncompatibleBus when one has another shape, BusUnavailable when the server does not answer.
+    """
+    if url.partition("://")[0] != "kafka":
+        connect(url, "llmos-init").close()
+        return []
+    from shared.bus.kafka.topics import create_topics
+
+    return sorted(create_topics(url).created)

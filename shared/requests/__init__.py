@@ -25,3 +25,15 @@ def connect(url: str) -> Requests:
         f"LLMOS_REQUESTS_URL: {url!r} names no server for requests; use unix:///path, redis://host:port/0, "
         "kafka://host:port or memory://"
     )
+
+
+def prepare(url: str) -> list[str]:
+    """Make the topics that requests at `url` need, where topics have to be made; their names.
+
+    Raises RequestsUnavailable, SettingsError.
+    """
+    if url.partition("://")[0] != "kafka":
+        return []
+    from shared.requests.kafka.topic import create_topic
+
+    return sorted(create_topic(url).created)

@@ -1,0 +1,50 @@
+"""`llmos admin`: what is done once for a cluster, by whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from llmos.cli.output import AsJson, say, show
+from shared import bus, requests
+from shared.bus.port import BusUnavailable
+from shared.requests.port import RequestsUnavailable
+from shared.settings import load_settings
+
+app = typer.Typer(help="Set a cluster up.", no_args_is_help=True)
+
+AGAIN_S = 1.0
+
+
+@app.callback()
+def admin() -> None:
+    """Set a cluster up."""
+
+
+@app.command()
+def init(
+    wait: Annotated[float, typer.Option(help="Seconds to wait for servers that do not answer yet.", min=0)] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Make what the servers at LLMOS_BUS_URL and LLMOS_REQUESTS_URL lack. What is there already stays as it is."""
+    settings = load_settings()
+    made = {
+        "bus": _insist(wait, lambda: bus.prepare(settings.bus_url)),
+        "requests": _insist(wait, lambda: requests.prepare(settings.effective_requests_url)),
+    }
+
+    def person() -> None:
+        for name, topics in made.items():
+            say(f"{name}: {f'made {len(topics)} topics' if topics else 'nothing to make'}")
+
+    show({name: {"made": topics} for name, topics in made.items()}, as_json, person)
+
+
+def _insist(wait_s: float, prepare: Callable[[], list[str]]) -> list[str]:
+    """Again until the server answers. Raises BusUnavailable or RequestsUnavailable when it takes too long."""
+    away = retry_if_exception_type((BusUnavailable, RequestsUnavailable))
+    retrying = Retrying(retry=away, stop=stop_after_delay(wait_s), wait=wait_fixed(AGAIN_S), reraise=True)
+    return retrying(prepare)
