@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -55,7 +56,7 @@ def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> NewDatabas
         return copy
 
     def new(service: str) -> str:
-        url = f"sqlite:///{folder / 'db' / f'{service}.sqlite'}"
+        url = f"sqlite:///{folder / 'db' / uuid4().hex / f'{service}.sqlite'}"
         migrate(open_database(url), f"services.{service}.migrations")
         return url
 

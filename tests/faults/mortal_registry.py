@@ -56,10 +56,10 @@ class MortalStore(LocalStore):
         return stepping
 
 
-def handle(folder: Path, raw: bytes, steps: int) -> None:
+def handle(folder: Path, db_url: str, raw: bytes, steps: int) -> None:
     """Handle one command in this process, which may not survive it."""
     countdown = Countdown(steps)
-    engine = open_database(f"sqlite:///{folder / 'registry.sqlite'}")
+    engine = open_database(db_url)
     event.listen(engine, "commit", countdown.step)
     handlers = Handlers(engine, MortalStore(folder / "objects", countdown), lambda: None)
     inbox = Inbox(engine, handlers.handle, lambda: None)

@@ -9,9 +9,9 @@ from pathlib import Path
 from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind, CommandDone, PublishArtifact, SetAlias
 from shared.contracts.message import Message
-from shared.db import migrate, open_database
 from shared.store.cache import ArtifactCache
 from shared.store.local import LocalStore
+from tests.databases import NewDatabase
 from tests.faults.mortal_registry import handle
 from tests.integration.registry_world import Client, start_registry, tensors
 
@@ -22,9 +22,9 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["tests.faults.mortal_registry"])
 
 
-def killed_at(step: int, folder: Path, command: Message) -> bool:
+def killed_at(step: int, folder: Path, db_url: str, command: Message) -> bool:
     """Handle the command in a process of its own. Whether it was killed at that step."""
-    process = forks.Process(target=handle, args=(folder, command.encode(), step))
+    process = forks.Process(target=handle, args=(folder, db_url, command.encode(), step))
     process.start()
     process.join(60)
     assert process.exitcode in {0, -signal.SIGKILL}
@@ -33,16 +33,13 @@ def killed_at(step: int, folder: Path, command: Message) -> bool:
 
 def new_registry(folder: Path) -> tuple[Path, LocalStore]:
     folder.mkdir()
-    engine = open_database(f"sqlite:///{folder / 'registry.sqlite'}")
-    migrate(engine, "services.registry.migrations")
-    engine.dispose()
     return folder, LocalStore(folder / "objects")
 
 
-def check_one_version(folder: Path, store: LocalStore, command: PublishArtifact) -> None:
+def check_one_version(folder: Path, store: LocalStore, db_url: str, command: PublishArtifact) -> None:
     """Start again, deliver the command again, and look at everything that is left."""
     bus = MemoryBus()
-    service = start_registry(folder, store, bus)
+    service = start_registry(folder, store, bus, db_url)
     client = Client(store, bus, folder)
     done = client.answer(client.send(command))
     assert isinstance(done, CommandDone)
@@ -56,36 +53,38 @@ def check_one_version(folder: Path, store: LocalStore, command: PublishArtifact)
     service.stop()
 
 
-def test_a_publish_killed_at_any_step_ends_as_one_version(tmp_path: Path) -> None:
+def test_a_publish_killed_at_any_step_ends_as_one_version(tmp_path: Path, new_database: NewDatabase) -> None:
     step = 0
     while step < MOST_STEPS:
         step += 1
         folder, store = new_registry(tmp_path / str(step))
+        db_url = new_database("registry")
         prefix = Client(store, MemoryBus(), folder).stage(FILES)
         command = PublishArtifact(
             name="m", kind=ArtifactKind.model, staged_prefix=prefix, publication_id="p", aliases=["production"]
         )
-        was_killed = killed_at(step, folder, command)
-        check_one_version(folder, store, command)
+        was_killed = killed_at(step, folder, db_url, command)
+        check_one_version(folder, store, db_url, command)
         if not was_killed:
             break
     assert 15 < step < MOST_STEPS
 
 
-def test_an_alias_killed_at_any_step_moves_once(tmp_path: Path) -> None:
+def test_an_alias_killed_at_any_step_moves_once(tmp_path: Path, new_database: NewDatabase) -> None:
     step, was_killed = 0, True
     while was_killed:
         step += 1
         folder, store = new_registry(tmp_path / str(step))
+        db_url = new_database("registry")
         bus = MemoryBus()
-        service = start_registry(folder, store, bus)
+        service = start_registry(folder, store, bus, db_url)
         client = Client(store, bus, folder)
         client.published("m", {"a": b"1"})
         service.stop()
         command = SetAlias(name="m", alias="production", version=1)
-        was_killed = killed_at(step, folder, command)
+        was_killed = killed_at(step, folder, db_url, command)
         bus = MemoryBus()
-        service = start_registry(folder, store, bus)
+        service = start_registry(folder, store, bus, db_url)
         client = Client(store, bus, folder)
         assert isinstance(client.answer(client.send(command)), CommandDone)
         client.sees(lambda client=client: client.aliases("m") == {"latest": 1, "production": 1})  # type: ignore[misc]
