@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from uuid import uuid4
 
 import structlog
 
 from shared.bus.port import Bus, BusError
-from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
+from shared.contracts.nodes import Capacity, NodeHeartbeat, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
+from shared.node_name import NodeName
 from shared.version import installed_version
 
 log = structlog.get_logger(__name__)
@@ -23,14 +23,13 @@ class Heartbeat:
     """Says what this node has and which replicas it keeps. Changes that come together go out together."""
 
     def __init__(
-        self, bus: Bus, node: str, capacity: Capacity, replicas: Callable[[], list[str]], every_s: float
+        self, bus: Bus, name: NodeName, capacity: Capacity, replicas: Callable[[], list[str]], every_s: float
     ) -> None:
         self._bus = bus
-        self._node = node
+        self._name = name
         self._capacity = capacity
         self._replicas = replicas
         self._every_s = every_s
-        self._boot_id = uuid4().hex
         self._seq = 0
         self._due = asyncio.Event()
 
@@ -53,9 +52,9 @@ class Heartbeat:
 
     async def _send(self, *, stopping: bool = False) -> None:
         heartbeat = NodeHeartbeat(
-            node=self._node,
-            role=Role.inference,
-            boot_id=self._boot_id,
+            node=self._name.node,
+            role=self._name.role,
+            boot_id=self._name.boot_id,
             capacity=self._capacity,
             replicas=self._replicas(),
             version=installed_version(),
@@ -63,7 +62,7 @@ class Heartbeat:
             seq=self._seq,
         )
         self._seq += 1
-        key = node_key(self._node, Role.inference)
+        key = node_key(self._name.node, self._name.role)
         try:
             await asyncio.wrap_future(self._bus.publish(NODES_HEARTBEATS, key, heartbeat))
         except BusError as error:

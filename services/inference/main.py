@@ -22,8 +22,9 @@ from services.inference.pulling import Puller
 from services.inference.reports import StatusReports, earlier_replicas
 from shared.bus.port import Bus, BusUnavailable
 from shared.capacity import measure_capacity
+from shared.contracts.nodes import Role
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
-from shared.node_name import NodeTaken, take_node
+from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
@@ -45,25 +46,28 @@ def main() -> None:
         setup_telemetry(settings, "inference")
         setproctitle("llmos: inference")
         serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping})
-        with take_node(settings.home / "inference", settings.node, "an inference agent"):
-            asyncio.run(serve(settings, bus, store))
+        with NodeName(settings.home / "inference", settings.node, Role.inference) as name:
+            asyncio.run(serve(settings, bus, store, name))
     except (SettingsError, NodeTaken) as error:
         die(error)
 
 
-async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.Event | None = None) -> None:
-    """Be the node's agent until SIGTERM or SIGINT, or until `stop` is set."""
+async def serve(
+    settings: Settings, bus: Bus, store: ObjectStore, name: NodeName, stop: asyncio.Event | None = None
+) -> None:
+    """Be the node's agent until SIGTERM or SIGINT, or until `stop` is set. Raises NodeTaken."""
     stop = stop or stop_at_signals()
     folder = settings.home / "inference" / settings.node
     leftovers = Leftovers(folder / "replicas")
     left = leftovers.end_all()
     if not await bus_answers(bus, stop):
         return
+    await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s)
     node = assemble(settings, store, leftovers, folder)
     left += await earlier_replicas(bus, settings.node, stop)
     reports = StatusReports(bus)
     agent = Agent(node, reports, lambda: heartbeat.soon(), left)
-    heartbeat = Heartbeat(bus, settings.node, node.capacity, lambda: agent.replicas, settings.heartbeat_s)
+    heartbeat = Heartbeat(bus, name, node.capacity, lambda: agent.replicas, settings.heartbeat_s)
     handlers = Handlers(agent, asyncio.get_running_loop())
     beating = asyncio.create_task(heartbeat.run())
     following = bus.follow(DEPLOYMENTS_DESIRED, handlers.on_desired, handlers.on_caught_up)

@@ -21,8 +21,9 @@ from services.trainer.workplace import Workplace
 from shared.bus.port import Bus, BusUnavailable
 from shared.capacity import measure_capacity
 from shared.contracts.jobs import DesiredAttempt, Place
+from shared.contracts.nodes import Role
 from shared.contracts.topics import ATTEMPTS_DESIRED
-from shared.node_name import NodeTaken, take_node
+from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
 from shared.store.cache import ArtifactCache
@@ -54,12 +55,13 @@ def main() -> None:
 def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
     """Be the node's trainer until SIGTERM or SIGINT. Call on the main thread. Raises NodeTaken."""
     home = settings.home / "trainer"
-    with take_node(home, settings.node, "a trainer"):
+    with NodeName(home, settings.node, Role.trainer) as name:
         folder = RunFolder(home / settings.node / "runs")
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
-        agent, heartbeat = assemble(settings, bus, store, folder)
+        agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
         wait_for_bus(bus)
+        name.claim(bus, settings.heartbeat_s, settings.heartbeat_timeout_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.shut_down())
         heartbeat.start()
@@ -75,7 +77,9 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         bus.close()
 
 
-def assemble(settings: Settings, bus: Bus, store: ObjectStore, folder: RunFolder) -> tuple[Agent, Heartbeat]:
+def assemble(
+    settings: Settings, bus: Bus, store: ObjectStore, folder: RunFolder, boot_id: str
+) -> tuple[Agent, Heartbeat]:
     """The agent and its heartbeat, not started yet."""
     contact = Contact()
     capacity = measure_capacity(settings.slots)
@@ -86,7 +90,7 @@ def assemble(settings: Settings, bus: Bus, store: ObjectStore, folder: RunFolder
         return Run(desired, place, uuid4().hex, workplace, agent.changed)
 
     agent = Agent(settings.node, start_run, contact, settings.orphan_timeout_s, lambda: heartbeat.soon())
-    heartbeat = Heartbeat(bus, contact, settings.node, uuid4().hex, capacity, agent.listed, settings.heartbeat_s)
+    heartbeat = Heartbeat(bus, contact, settings.node, boot_id, capacity, agent.listed, settings.heartbeat_s)
     return agent, heartbeat
 
 

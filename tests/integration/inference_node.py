@@ -25,8 +25,9 @@ from shared.contracts.deployments import (
     deployment_key,
 )
 from shared.contracts.inference import Cancel, Frame, FrameKind, Request
-from shared.contracts.nodes import NodeHeartbeat
+from shared.contracts.nodes import NodeHeartbeat, Role
 from shared.contracts.topics import DEPLOYMENTS_DESIRED, DEPLOYMENTS_STATUS, NODES_HEARTBEATS
+from shared.node_name import NodeName
 from shared.settings import Settings
 from shared.store.local import LocalStore
 from shared.store.port import ObjectStore
@@ -170,9 +171,10 @@ def text_of(frames: Sequence[Frame]) -> bytes:
 async def running_agent(settings: Settings, bus: MemoryBus, store: LocalStore) -> AsyncIterator[None]:
     """The agent in this process, its replicas real; stopped in order afterwards, and `bus` closed by it."""
     stop = asyncio.Event()
-    serving = asyncio.create_task(inference.serve(settings, bus, store, stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await asyncio.wait_for(serving, 60)
+    with NodeName(settings.home / "inference", settings.node, Role.inference) as name:
+        serving = asyncio.create_task(inference.serve(settings, bus, store, name, stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.wait_for(serving, 60)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import psutil
 
@@ -41,7 +42,7 @@ class TrainerNode:
 
     @contextmanager
     def running(self, farewell_s: float = 30) -> Iterator[TrainerNode]:
-        agent, heartbeat = assemble(self.settings, self.bus, self.store, RunFolder(self.runs))
+        agent, heartbeat = assemble(self.settings, self.bus, self.store, RunFolder(self.runs), uuid4().hex)
         thread = threading.Thread(target=agent.run, args=(farewell_s,), name="agent")
         thread.start()
         heartbeat.start()

@@ -6,11 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from shared.node_name import NodeTaken, take_node
 from shared.processes import Life, birth_of, kill_all, kill_group
 from tests.waiting import eventually
 
@@ -56,15 +52,6 @@ def test_ending_a_group_that_is_gone_does_nothing() -> None:
     done = subprocess.Popen(["true"], start_new_session=True)
     done.wait()
     kill_group(done.pid)
-
-
-def test_a_node_name_is_held_by_one_process_of_its_role(tmp_path: Path) -> None:
-    with take_node(tmp_path / "trainer", "n1", "a trainer"):
-        with pytest.raises(NodeTaken, match=rf"a trainer for the node 'n1' .*process {os.getpid()}.*LLMOS_NODE"):
-            take_node(tmp_path / "trainer", "n1", "a trainer")
-        take_node(tmp_path / "inference", "n1", "an inference agent").close()
-        take_node(tmp_path / "trainer", "n2", "a trainer").close()
-    take_node(tmp_path / "trainer", "n1", "a trainer").close()
 
 
 def test_a_signal_for_a_process_that_has_ended_reaches_nobody() -> None:
