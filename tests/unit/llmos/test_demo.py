@@ -40,7 +40,7 @@ def test_the_score_is_the_part_of_the_keys_that_is_said() -> None:
 class Api:
     """An `openai` client whose model always says the same."""
 
-    files = Fake(create=lambda **_: Fake(id="file-1"))
+    files = Fake(create=lambda **_: Fake(id="file-1"), wait_for_processing=lambda *_, **__: None)
     fine_tuning = Fake(jobs=Fake(create=lambda **_: Fake(id="j")))
 
     def __init__(self) -> None:
