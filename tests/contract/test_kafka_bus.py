@@ -64,6 +64,13 @@ def keys_apart(bus: KafkaBus, topic: Topic) -> tuple[str, str]:
     return "0", next(str(n) for n in range(1, 100) if put(bus, topic, "0", key=str(n))[0].partition != first.partition)
 
 
+def put_from_elsewhere(server: KafkaServer, topic: Topic, *names: str, key: str) -> None:
+    """Put as a process does that has not seen the topic before."""
+    bus = KafkaBus(server.url, "elsewhere")
+    put(bus, topic, *names, key=key)
+    bus.close()
+
+
 @pytest.mark.parametrize(
     ("url", "found"),
     [
@@ -266,7 +273,7 @@ def test_a_wiped_table_is_read_anew_and_what_it_lost_is_given_up_later(server: K
     eventually(lambda: set(patient.names) == set(hasty.names) == {"kept", "lost"})
     server.delete(table.name)
     create_topics(server.url, [table])
-    put(KafkaBus(server.url, "another"), table, "again", key="x")
+    put_from_elsewhere(server, table, *"12345", "again", key="x")  # more than there was: the old place is there again
     eventually(lambda: "again" in patient.names and {"again", "-lost"} <= set(hasty.names), timeout_s=30)
     assert "-lost" not in patient.names
 
@@ -278,7 +285,7 @@ def test_a_group_reads_a_topic_that_was_made_anew_from_its_beginning(server: Kaf
     eventually(lambda: seen.names == list("abc"))
     server.delete(events.name)
     create_topics(server.url, [events])
-    put(KafkaBus(server.url, "another"), events, *"defgh", key="job")
+    put_from_elsewhere(server, events, *"defgh", key="job")
     eventually(lambda: seen.names == list("abcdefgh"), timeout_s=30)
 
 
