@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from kafka.errors import KafkaError
 
 from shared.bus.kafka.topics import create_topics
 from shared.kafka.clients import admin, consumer, producer
-from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ROOT.parent / folder / "kafka" / "kafka.sh" for folder in ("servers", "shared/servers")]
@@ -138,10 +139,24 @@ def mortal_kafka() -> Iterator[KafkaServer]:
         server.end()
 
 
+def _free_pair() -> int:
+    """A port that is free, as is the next one, which the broker takes as well. Both below those that connections get:
+    while a killed broker is away, a client that tries to reach it must not be given its port."""
+    for port in random.sample(range(20_000, 32_000, 2), 1000):
+        with ExitStack() as stack:
+            try:
+                for number in (port, port + 1):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no two ports are free between 20000 and 32000")
+
+
 def _own() -> KafkaServer:
     script = next((script for script in SCRIPTS if script.exists()), None)
     if script is None or shutil.which("java") is None:
         if os.environ.get("CI"):
             pytest.fail(HOW_TO_GET_ONE)
         pytest.skip(HOW_TO_GET_ONE)
-    return KafkaServer(f"127.0.0.1:{free_port()}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))
+    return KafkaServer(f"127.0.0.1:{_free_pair()}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))
