@@ -52,6 +52,14 @@ class Settings(BaseSettings):
         0, ge=0, le=65535, description="/metrics, /healthz and /readyz of a service without HTTP; 0 serves none."
     )
 
+    # Traces
+    traces_url: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="OpenTelemetry collector, http://host:4318; empty: no traces."
+    )
+    traces_ratio: float = Field(
+        1, ge=0, le=1, description="Share of requests that are traced, of those that bring no trace of their own."
+    )
+
     # Gateway
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -80,6 +88,12 @@ class Settings(BaseSettings):
     slots: int = Field(1, ge=1, description="Attempts at once on a node without accelerators.")
     orphan_timeout_s: float = Field(900, gt=0, description="How long a run goes on while the bus is away.")
     stop_grace_s: float = Field(30, ge=0, description="Between SIGTERM and SIGKILL: time for a checkpoint.")
+    advertise_address: str = Field(
+        "", description="Where a job's ranks on other nodes reach this one; by default its address towards the bus."
+    )
+    gang_timeout_s: float = Field(
+        1800, gt=0, description="How long a rank of a job on several nodes waits for the others."
+    )
     cache_bytes: int = Field(100 * 2**30, ge=0, description="Size limit of a node's cache of artifacts.")
     cache_max_age_days: float = Field(30, gt=0, description="Unused entries of that cache go after so long.")
     replica_start_timeout_s: float = Field(900, gt=0, description="A replica that is not ready by then has failed.")

@@ -1,4 +1,4 @@
-"""Structured logs, the same in every process."""
+"""Structured logs, and traces where they are wanted: the same in every process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 import structlog
 
 from shared.settings import Settings
+from shared.tracing import start_tracing
 
 
 def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundLogger:
-    """Configure logging for this process and return its logger."""
+    """Configure logging and traces for this process and return its logger. Raises SettingsError."""
     level = getattr(logging, settings.log_level.upper())
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
@@ -38,6 +39,7 @@ def setup_telemetry(settings: Settings, service: str) -> structlog.stdlib.BoundL
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    start_tracing(settings, service)
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(service)
     return logger
 

@@ -32,8 +32,10 @@ HOW_TO_GET_ONE = (
     "no Kafka: put its start script at servers/kafka/kafka.sh beside the project (with Java 17), or name a broker that "
     "tests may fill, LLMOS_TEST_KAFKA=host:port (`docker run -p 9092:9092 apache/kafka:4.3.1`)"
 )
+# Topics that come into being by themselves have the wrong shape, and servers make them if nothing is said.
 # A broker that was killed may only come back when its session is over: that is nine seconds if nothing is said.
 EXTRA = """
+auto.create.topics.enable=true
 broker.session.timeout.ms=1000
 broker.heartbeat.interval.ms=250
 log.cleaner.backoff.ms=100

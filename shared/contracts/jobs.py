@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -152,8 +152,12 @@ class RunMessage(Message):
 
 
 class AttemptStarted(RunMessage):
+    schema_version: ClassVar[int] = 2
+
     node: str
     pid: int
+    meeting: str = ""
+    """Where the ranks of a gang meet, as `host:port`: rank 0 listens there and says so."""
 
 
 class CheckpointSaved(RunMessage):
@@ -221,6 +225,8 @@ class DesiredAttempt(Message):
     `accepted` maps a rank to the one run_id that counts; a run of this attempt and rank with another id must stop.
     """
 
+    schema_version: ClassVar[int] = 2
+
     job_id: str
     attempt: int
     version: int
@@ -230,6 +236,8 @@ class DesiredAttempt(Message):
     wish: Wish
     accepted: dict[int, str] = Field(default_factory=dict)
     resume_from: CheckpointRef | None = None
+    meeting: str = ""
+    """Where the ranks of a gang meet, once rank 0 was accepted. They begin when all ranks were."""
 
 
 class AttemptState(Value):

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.net.compat import KafkaNetClient
+from kafka.structs import MemberState
 
 from shared.settings import SettingsError
 
@@ -38,7 +39,7 @@ def servers(url: str) -> list[str]:
 def producer(url: str, client_id: str, **options: Any) -> KafkaProducer:
     """A producer that writes each message once and in order. Raises KafkaError when no server answers."""
     options = {"enable_idempotence": True, "acks": "all", "metrics_enabled": False, **options}
-    return _client(KafkaProducer, url, client_id, allow_auto_create_topics=False, **options)
+    return _client(KafkaProducer, url, client_id, **options)
 
 
 def consumer(url: str, client_id: str, **options: Any) -> KafkaConsumer:
@@ -50,12 +51,23 @@ def consumer(url: str, client_id: str, **options: Any) -> KafkaConsumer:
         "metrics_enabled": False,
         **options,
     }
-    return _client(KafkaConsumer, url, client_id, allow_auto_create_topics=False, **options)
+    return _client(KafkaConsumer, url, client_id, **options)
 
 
 def admin(url: str, client_id: str) -> KafkaAdminClient:
     """A client that asks about topics and groups, and makes them. Raises KafkaError when no server answers."""
     return _client(KafkaAdminClient, url, client_id)
+
+
+def go_on_joining(client: KafkaConsumer) -> None:
+    """To be called between polls of a member of a group.
+
+    A poll may run out of time while the member joins, and the next one goes on with that only where the library still
+    wants to join. It forgets so once it has assigned the partitions, when it was new metadata that made it join: the
+    member would have partitions and never read them.
+    """
+    if client.group_metadata().state is MemberState.REBALANCING:
+        client._coordinator.request_rejoin()  # noqa: SLF001 - there is no other way to say it
 
 
 def identity_of(client: KafkaConsumer, topic: str) -> UUID | None:
@@ -69,8 +81,10 @@ def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) 
     made: list[KafkaNetClient] = []
 
     def make(**config: Any) -> KafkaNetClient:
-        made.append(KafkaNetClient(**config))
-        return made[-1]
+        client = KafkaNetClient(**config)
+        client.cluster.config["allow_auto_create_topics"] = False  # the option of that name does not get so far
+        made.append(client)
+        return client
 
     common = {
         "bootstrap_servers": servers(url),

@@ -19,7 +19,7 @@ from shared.bus.kafka.reading import Reader, from_kafka
 from shared.bus.kafka.topics import group_id
 from shared.bus.port import BrokenRecord, Handle, Record
 from shared.contracts.topics import Topic
-from shared.kafka.clients import consumer
+from shared.kafka.clients import consumer, go_on_joining
 
 SESSION_MS = 10_000
 HEARTBEAT_MS = 3_000
@@ -76,6 +76,7 @@ class GroupReader(Reader):
                 for partition, records in self.poll(client).items():
                     lanes.add(partition.partition, [from_kafka(record) for record in records])
                 lanes.throttle(client, self.topic)
+                go_on_joining(client)
         finally:
             lanes.stop()
             client.close()

@@ -190,7 +190,9 @@ class Publisher:
         """What the producer still holds after its time counts as in flight, but nobody waits for it any more."""
         now = time.monotonic()
         while self._sent and (self._sent[0].future.done() or now > self._sent[0].deadline + LATE_S):
-            self._sent.popleft().fail(self._late(KafkaTimeoutError("the server did not answer")))
+            oldest = self._sent.popleft()
+            if not oldest.future.done():
+                oldest.fail(self._late(KafkaTimeoutError("the server did not answer")))
 
     def _late(self, error: Exception) -> BusUnavailable:
         reason = str(error) or type(error).__name__
