@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCHMARKS := bus_publish job_start registry_push_pull sft_throughput queue_vs_direct
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-compose lint format bench clean
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## Everything into .venv, by the lock
 $(INSTALLED): requirements/lock.txt requirements/demo.txt pyproject.toml
@@ -27,6 +27,9 @@ demo: $(INSTALLED)  ## Pretrain, fine-tune, register, deploy, chat: all of it, h
 
 test: $(INSTALLED)  ## Every test, on real servers
 	$(BIN)/python -m pytest $(TESTS)
+
+test-compose: $(INSTALLED)  ## The images, docker compose up, the demo on it, and a kill of each; needs Docker
+	$(BIN)/python -m pytest -m compose --no-header -x tests/compose
 
 lint: $(INSTALLED)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

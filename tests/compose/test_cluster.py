@@ -1,0 +1,149 @@
+"""The cluster shape as a user starts it: `docker compose up`, the demo against it, and then one of each is killed.
+
+`make test-compose` runs this: it needs a Docker engine, some gigabytes and a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos.client import LLMOS
+from tests.ports import free_port
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "llmos-test"
+SERVICES = ("gateway", "scheduler", "registry", "trainer", "inference")
+UP_S = 1800
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
+
+
+class Cluster:
+    """Two trainers, two inference nodes, two schedulers, and one of the rest, on ports of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._env = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "GATEWAY_PORTS": str(self.port),
+            "MINIO_CONSOLE_PORT": str(free_port()),
+            "LLMOS_HEARTBEAT_TIMEOUT_S": "15",
+        }
+        (folder / ".env").write_text((ROOT / ".env.example").read_text())
+
+    def compose(self, *words: str, timeout_s: float = 120) -> str:
+        """What `docker compose` said. Raises AssertionError with it where it failed."""
+        files = ["--env-file", str(self.folder / ".env"), "--file", str(ROOT / "docker-compose.yml")]
+        done = subprocess.run(
+            ["docker", "compose", *files, *words],
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    def up(self) -> None:
+        scale = ["--scale", "trainer=2", "--scale", "inference=2", "--scale", "scheduler=2"]
+        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", "600", *scale, timeout_s=UP_S)
+
+    def down(self) -> None:
+        self.compose("down", "--volumes", "--timeout", "20")
+
+    def llmos(self, *words: str, timeout_s: float = 600) -> str:
+        """The command, as a user of the folder with `.env` types it."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "llmos", *words],
+            cwd=self.folder,
+            env={**environment, "LLMOS_URL": f"http://127.0.0.1:{self.port}"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return done.stdout
+
+    def kill(self, service: str, index: int = 1) -> None:
+        """As a machine that vanishes: SIGKILL, and nobody starts it again."""
+        subprocess.run(["docker", "kill", f"{PROJECT}-{service}-{index}"], check=True, capture_output=True)
+
+    def node_of(self, index: int, service: str) -> str:
+        """The name by which the nodes know a container: its host name."""
+        found = subprocess.run(
+            ["docker", "inspect", "--format", "{{.Config.Hostname}}", f"{PROJECT}-{service}-{index}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return found.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        print(cluster.compose("logs", "--no-color", "--tail", "30", *SERVICES)[-20_000:])
+        cluster.down()
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[LLMOS]:
+    with LLMOS(f"http://127.0.0.1:{cluster.port}", "sk-llmos-change-me") as client:
+        yield client
+
+
+def test_the_demo_passes_against_it(cluster: Cluster) -> None:
+    facts = {row["name"]: row["value"] for row in json.loads(cluster.llmos("demo", "--json", timeout_s=2400))}
+    base, adapter = (int(facts[f"exam, {name}"].split()[0]) for name in ("base", "adapter"))
+    assert adapter > base
+
+
+def test_a_job_whose_trainer_vanishes_goes_on_at_the_other(cluster: Cluster, client: LLMOS) -> None:
+    job = client.submit_job("probe", params={"steps": 60, "step_s": 0.5, "checkpoint_every": 5}, output="survivor")
+    running = eventually(lambda: _with_checkpoint(client.get_job(job["id"])), 60)
+    node = running["attempts"][-1]["nodes"][0]
+    cluster.kill("trainer", next(index for index in (1, 2) if cluster.node_of(index, "trainer") == node))
+    done = eventually(lambda: ended if (ended := client.get_job(job["id"]))["status"] == "succeeded" else None, 180)
+    assert len(done["attempts"]) == 2
+    assert len(client.artifact_versions("survivor")["data"]) == 1
+
+
+def test_a_model_is_answered_for_after_one_of_its_nodes_vanished(cluster: Cluster, client: LLMOS) -> None:
+    client.deploy("demo-pretrained@1", name="pair", replicas=2)
+    eventually(lambda: client.get_deployment("pair")["status"] == "ready", 300)
+    _ask(client)
+    cluster.kill("inference")
+    for _ in range(5):
+        _ask(client)
+
+
+def test_a_standby_takes_over_when_the_leader_vanishes(cluster: Cluster, client: LLMOS) -> None:
+    cluster.kill("scheduler")
+    job = client.submit_job("probe", output="after-the-leader")
+    eventually(lambda: client.get_job(job["id"])["status"] == "succeeded", 120)
+
+
+def _with_checkpoint(job: dict[str, Any]) -> dict[str, Any] | None:
+    return job if job["status"] == "running" and job.get("checkpoints") else None
+
+
+def _ask(client: LLMOS) -> None:
+    with client.openai() as api:
+        answer = api.completions.create(model="pair", prompt="The with statement", max_tokens=4)
+    assert answer.choices[0].text
