@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     s3_secret_key: str = ""
     s3_secure: bool = Field(False, description="TLS to the S3 store.")
     db_url: str = Field("", description="sqlite:///file or postgresql+psycopg://…; by default a file in `home`.")
+    gateway_db_url: str = Field("", description="The gateway's database, where it is not `db_url`: for `llmos admin`.")
+    scheduler_db_url: str = Field("", description="The scheduler's database, likewise.")
+    registry_db_url: str = Field("", description="The registry's database, likewise.")
+    backup_s3_access_key: str = Field("", description="Credentials of the S3 of backups; by default those of the store.")
+    backup_s3_secret_key: str = ""
+    backup_s3_secure: bool = Field(False, description="TLS to the S3 of backups.")
     url: str = Field("", description="The gateway's address, for the command and the client library.")
     node: str = Field(socket.gethostname(), description="This machine's name; unique among the nodes.")
 
@@ -111,7 +117,8 @@ class Settings(BaseSettings):
         return self.store_url or f"file://{self.home / 'objects'}"
 
     def effective_db_url(self, service: str) -> str:
-        return self.db_url or f"sqlite:///{self.home / 'db' / f'{service}.sqlite'}"
+        own: str = getattr(self, f"{service}_db_url", "")
+        return own or self.db_url or f"sqlite:///{self.home / 'db' / f'{service}.sqlite'}"
 
 
 class SettingsError(Exception):

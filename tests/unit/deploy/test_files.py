@@ -14,9 +14,11 @@ from shared.settings import EXAMPLE, PREFIX, Settings
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE_ENV = (ROOT / ".env.example").read_text()
-OF_THE_HOST = {"HOME", "HOST", "PORT", "URL", "LOG_FORMAT", "METRICS_PORT", "S3_SECURE"}
+OF_THE_HOST = {"HOME", "HOST", "PORT", "URL", "LOG_FORMAT", "METRICS_PORT", "S3_SECURE", "BACKUP_S3_SECURE"}
 """Settings that the images or the compose file fix, or that only the command reads."""
 MADE_FROM_OTHERS = {"BUS_URL", "REDIS_URL", "STORE_URL", "DB_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+MADE_FROM_OTHERS |= {"GATEWAY_DB_URL", "SCHEDULER_DB_URL", "REGISTRY_DB_URL"}
+MADE_FROM_OTHERS |= {"BACKUP_S3_ACCESS_KEY", "BACKUP_S3_SECRET_KEY"}
 METRIC = re.compile(r"\bllmos_[a-z_]+\b")
 SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 
