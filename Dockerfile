@@ -25,7 +25,7 @@ COPY requirements/worker.txt pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "$ACCELERATOR" in \
       cpu) pip --python /opt/llmos/bin/python install --no-deps -r worker.txt ;; \
-      cuda) python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; print(*p["dependencies"], *o["trainer"], *o["inference"], *o["cuda"], sep="\n")' > cuda.txt \
+      cuda) python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; print(*p["dependencies"], *o["trainer"], *o["inference"], *o["traces"], *o["cuda"], sep="\n")' > cuda.txt \
             && pip --python /opt/llmos/bin/python install -r cuda.txt ;; \
       *) echo "ACCELERATOR=$ACCELERATOR: it is cpu or cuda"; exit 1 ;; \
     esac

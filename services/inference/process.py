@@ -30,7 +30,7 @@ TAIL_BYTES = 1 << 16
 KEPT_LOGS = 40
 """Of replicas that have ended, two a replica at most; the newest stay for whoever asks why one failed."""
 LOG_AGE_S = 7 * 24 * 3600
-HANDED_ON = ("home", "node", "log_level", "redis_url", "requests_url")
+HANDED_ON = ("home", "node", "log_level", "traces_url", "redis_url", "requests_url")
 """Settings that a replica needs; no keys among them."""
 SHARDS = re.compile(rb"checkpoint shards:\s+(\d+)%")
 

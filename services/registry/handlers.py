@@ -44,6 +44,7 @@ from shared.contracts.artifacts import (
     version_key,
 )
 from shared.store.port import ObjectStore
+from shared.tracing import span
 
 log = structlog.get_logger("registry")
 
@@ -71,16 +72,22 @@ class Handlers:
 
     def handle(self, command: Command) -> None:
         """Do it and answer it. Raises what the store and the database raise: then it is to come again."""
-        try:
-            match command:
-                case PublishArtifact():
-                    self._publish(command)
-                case SetAlias():
-                    self._set_alias(command)
-                case DeleteArtifact():
-                    self._delete(command)
-        except Refused as refusal:
-            self._reject(command, str(refusal))
+        with span(type(command).__name__, command.traceparent, kind="consumer", artifact=command.name) as work:
+            work.set(command_id=command.id, job_id=command.job_id if isinstance(command, PublishArtifact) else None)
+            try:
+                self._do(command.changed(traceparent=work.traceparent))
+            except Refused as refusal:
+                work.fail(str(refusal))
+                self._reject(command, str(refusal))
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case PublishArtifact():
+                self._publish(command)
+            case SetAlias():
+                self._set_alias(command)
+            case DeleteArtifact():
+                self._delete(command)
 
     def _publish(self, command: PublishArtifact) -> None:
         """Check what is staged, take a number, keep the blobs, then the manifest, and last make the version exist."""

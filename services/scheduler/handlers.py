@@ -125,6 +125,7 @@ class Handlers:
                 work.mark_handled(command.id, self._clock.now())
                 before = work.deployment(deployment_key(command.tenant, command.name))
                 after = deployed(before, command)
+                self._ledger.trace(type(command).__name__, command.traceparent, deployment=command.name)
                 if after is not None and after is not before:
                     self._ledger.set_deployment(work, after)
         self._wake()

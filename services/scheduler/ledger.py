@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from services.scheduler.clock import Clock
 from services.scheduler.deployments import Deployment
@@ -18,11 +18,15 @@ from services.scheduler.domain import (
     publish_command,
     transitioned_event,
 )
+from services.scheduler.inputs import AttemptLost, Dispatch, Waits
 from services.scheduler.rules import Limits, Moment
 from services.scheduler.transitions import Input, transition
 from services.scheduler.truth import Truth, Work
 from shared.contracts.artifacts import artifact_key
+from shared.contracts.jobs import JobStatus, SubmitJob
+from shared.contracts.message import Message
 from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_EVENTS, JOBS_STATE, REGISTRY_COMMANDS
+from shared.tracing import Attribute, Span, span
 
 
 class Ledger:
@@ -34,11 +38,12 @@ class Ledger:
         self._limits = limits
         self._on_written = on_written
         self._lock = threading.Lock()
+        self._spans = ExitStack()
 
     @contextmanager
     def decide(self) -> Iterator[Work]:
         """One decision: what it changed and all that follows is committed together when the block ends well."""
-        with self._lock, self.truth.work() as work:
+        with self._lock, ExitStack() as self._spans, self.truth.work() as work:
             yield work
         if work.staged:
             self._on_written()
@@ -48,6 +53,7 @@ class Ledger:
         after, effects = transition(job, message, Moment(self.clock.now(), self._limits))
         if after is not job:
             work.put(after)
+            self._trace_step(job, message, after)
         for effect in effects:
             self.perform(work, after, effect)
         return after
@@ -56,6 +62,7 @@ class Ledger:
         """A job that was not there before."""
         work.put(job)
         self.perform(work, job, JobChanged())
+        self.trace(SubmitJob.__name__, job.traceparent, job_id=job.id, status=job.status)
 
     def perform(self, work: Work, job: Job, effect: Effect) -> None:
         """Every effect is something for the outbox to say once the decision is committed."""
@@ -70,6 +77,31 @@ class Ledger:
             case PublishOutput(output):
                 key = artifact_key(job.tenant, output.name)
                 work.send(REGISTRY_COMMANDS, key, publish_command(job, output), now)
+
+    def trace(self, name: str, parent: str | None, **attributes: Attribute) -> Span:
+        """A span that ends when this decision is committed, or failed."""
+        step = self._spans.enter_context(span(name, parent, kind="consumer"))
+        step.set(**attributes)
+        return step
+
+    def _trace_step(self, before: Job, message: Input, after: Job) -> None:
+        if isinstance(message, Waits):
+            return
+        parent = message.traceparent if isinstance(message, Message) else None
+        step = self.trace(
+            type(message).__name__,
+            parent or before.traceparent,
+            job_id=before.id,
+            attempt=after.attempt,
+            before=before.status,
+            status=after.status,
+        )
+        if isinstance(message, Dispatch):
+            step.set(waited_s=(self.clock.now() - before.queued_at).total_seconds())
+        if isinstance(message, AttemptLost):
+            step.fail(f"attempt {message.attempt} was lost: {message.why}")
+        if after.failure and after.status is JobStatus.failed:
+            step.fail(after.failure.message)
 
     def set_deployment(self, work: Work, deployment: Deployment) -> None:
         work.put_deployment(deployment)

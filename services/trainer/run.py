@@ -21,6 +21,7 @@ from services.trainer.outbox import Outbox
 from services.trainer.progress import ProgressFeed, percent
 from services.trainer.spawn import Child, child_environment
 from services.trainer.supervision import TICK_S, Supervision
+from services.trainer.tracing import RunTrace
 from services.trainer.transfers import Aborted, Transfers
 from services.trainer.workplace import Workplace
 from shared.contracts.jobs import (
@@ -59,6 +60,7 @@ class Run:
         self._place = place
         self._at = at
         self._on_change = on_change
+        self._trace = RunTrace(desired, self.ref, place.node)
         self._log = log.bind(job_id=desired.job_id, attempt=desired.attempt, run_id=run_id)
         self._outbox = Outbox(at.bus, at.contact, run_id[:8])
         self._lines = LogFeed()
@@ -141,6 +143,7 @@ class Run:
         self._mover.submit(self._equip, child, workdir)
         try:
             status = supervision.until_gone()
+            self._trace.recipe_ends(self._said)
             final = self._concluded(status)
         except Exception as error:  # a defect must not leave the attempt without an end
             self._log.exception("supervision_failed")
@@ -162,6 +165,7 @@ class Run:
                 self._mover.submit(self._save, child, report)
             case protocol.Done() | protocol.Failed() | protocol.Halted():
                 self._said = report
+                self._trace.recipe_ends(report)
 
     def _concluded(self, status: int) -> RunMessage:
         """After the uploads that wait: checkpoints that lie whole on the disk still count."""
@@ -193,7 +197,8 @@ class Run:
     def _publish(self, done: protocol.Done) -> RunMessage:
         """Upload the outputs. A pause that comes meanwhile comes too late; a cancel does not."""
         try:
-            outputs = [self._transfers.upload_output(self._desired, made) for made in done.outputs]
+            with self._trace.part("upload outputs"):
+                outputs = [self._transfers.upload_output(self._desired, made) for made in done.outputs]
         except Aborted:
             return self._stopped(self._order or StopOrder(Wish.none))
         except Exception as error:  # whatever the store, the disk or a recipe's bad name says
@@ -208,6 +213,7 @@ class Run:
             self._on_change()
 
         self._log.info("run_ended", how=type(final).__name__)
+        self._trace.ends(final)
         self._outbox.put(final, settled)
         self._outbox.close()
 
@@ -217,7 +223,8 @@ class Run:
         """Bring the inputs while the child loads its libraries, then let it begin."""
         settings = self._at.settings
         try:
-            inputs, resume_from = self._transfers.pull(self._desired)
+            with self._trace.part("pull inputs"):
+                inputs, resume_from = self._transfers.pull(self._desired)
         except Aborted:
             return
         except Exception as error:  # whatever the store or the disk says
@@ -227,6 +234,7 @@ class Run:
             if self._order:
                 return
             self._begun = True
+        self._trace.recipe_begins(self._desired.spec.type)
         child.send(
             protocol.Begin(
                 spec=self._desired.spec.model_dump(mode="json"),
@@ -241,7 +249,9 @@ class Run:
 
     def _save(self, child: Child, made: protocol.CheckpointMade) -> None:
         try:
-            if checkpoint := self._transfers.upload_checkpoint(self._desired, made):
+            with self._trace.part("upload checkpoint"):
+                checkpoint = self._transfers.upload_checkpoint(self._desired, made)
+            if checkpoint:
                 self._outbox.put(CheckpointSaved(**self._fence(), checkpoint=checkpoint))
         except Aborted:
             return
@@ -288,8 +298,7 @@ class Run:
 
     def _fence(self) -> dict[str, Any]:
         """The fields that every message of this run carries."""
-        ref, desired = self.ref, self._desired
-        return {**ref.model_dump(), "tenant": desired.tenant, "traceparent": desired.traceparent}
+        return {**self.ref.model_dump(), "tenant": self._desired.tenant, "traceparent": self._trace.traceparent}
 
     def _grace_s(self, order: StopOrder) -> float:
         grace_s = self._at.settings.stop_grace_s

@@ -29,6 +29,7 @@ from services.gateway.inference.replicas import Replica, choose
 from services.gateway.inference.table import RoutingTable
 from shared.contracts.inference import Cancel, Frame, FrameKind, Refusal, Request
 from shared.requests.port import Requests, RequestsUnavailable
+from shared.tracing import span
 
 log = structlog.get_logger(__name__)
 ATTEMPTS = (1, 2)
@@ -59,8 +60,10 @@ class Dispatcher:
         reply = self._pending.open(uuid4().hex)
         deadline = loop.call_at(call.deadline, _too_late, reply, call)
         watcher = loop.create_task(_watch(receive, reply))
+        work = span("answer", call.traceparent, request_id=reply.id, model=call.body.model)
         try:
-            yield reply, await self._first_frames(reply, call)
+            with work:
+                yield reply, await self._first_frames(reply, call, work.traceparent)
         finally:
             deadline.cancel()
             watcher.cancel()
@@ -72,16 +75,26 @@ class Dispatcher:
         """Wait for the cancels that are on their way."""
         await asyncio.gather(*self._calls_back)
 
-    async def _first_frames(self, reply: Reply, call: Call) -> list[Frame]:
+    async def _first_frames(self, reply: Reply, call: Call, traceparent: str | None) -> list[Frame]:
         problem: InferenceError | None = None
         tried: set[str] = set()
         for number in ATTEMPTS:
             replica, ref = self._pick(call, tried, problem)
             tried.add(replica.id)
+            work = span(
+                "until the first frame",
+                traceparent,
+                kind="client",
+                request_id=reply.id,
+                attempt=number,
+                replica=replica.id,
+                model=ref,
+            )
             try:
-                await self._send(reply, replica, number, call, ref)
-                frames = await reply.take()
-                _raise_if_turned_down(frames[0], replica)
+                with work:
+                    await self._send(reply, replica, number, call, ref, work.traceparent)
+                    frames = await reply.take()
+                    _raise_if_turned_down(frames[0], replica)
             except (ReplicaLost, Overloaded) as error:
                 problem = error
                 log.info("attempt failed", request=reply.id, replica=replica.id, attempt=number, reason=error.message)
@@ -106,7 +119,9 @@ class Dispatcher:
             metrics.RETRIES.labels(problem.code).inc()
         return replica, route.ref
 
-    async def _send(self, reply: Reply, replica: Replica, number: int, call: Call, ref: str) -> None:
+    async def _send(
+        self, reply: Reply, replica: Replica, number: int, call: Call, ref: str, traceparent: str | None
+    ) -> None:
         address = self._pump.address
         if address is None:
             raise QueueUnavailable("The queue that carries answers is away now; try again", retry_after_s=1)
@@ -121,7 +136,7 @@ class Dispatcher:
             headers=JSON_HEADERS,
             timeout_ms=max(0, int((call.deadline - now) * 1000)) + GRACE_MS,
             tenant=call.tenant,
-            traceparent=call.traceparent,
+            traceparent=traceparent,
         )
         try:
             await self._requests.send(replica.id, request)

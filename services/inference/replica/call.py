@@ -12,6 +12,7 @@ import structlog
 
 from services.inference.engines import AsgiApp, AsgiMessage
 from shared.contracts.inference import Frame, FrameKind, Request
+from shared.tracing import Span, span
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +39,17 @@ class Call:
         self._over = False
         self._disconnected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._span = Span(request.traceparent)
 
     async def run(self) -> None:
         """Returns when the application has ended, in whatever way."""
         if self._disconnected.is_set():
             return  # cancelled before it began
         self._task = asyncio.current_task()
+        with _span_of(self.request, self._replica) as self._span:
+            await self._work()
+
+    async def _work(self) -> None:
         deadline = self._arm_deadline()
         try:
             await self._app(_scope(self.request), self._receive, self._send)
@@ -68,6 +74,7 @@ class Call:
         if self._disconnected.is_set():
             return
         self._over = True
+        self._span.set(cancelled=True)
         self._disconnected.set()
         if self._task is not None:
             asyncio.get_running_loop().call_later(GRACE_S, self._task.cancel)
@@ -98,6 +105,9 @@ class Call:
             return
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+            self._span.set(**{"http.response.status_code": message["status"]})
+            if message["status"] >= 500:
+                self._span.fail(f"status {message['status']}")
             self._put(FrameKind.start, _pack((message["status"], headers)), urgent=True)
         elif message["type"] == "http.response.body":
             self._send_body(message.get("body", b""), last=not message.get("more_body", False))
@@ -115,12 +125,25 @@ class Call:
             self._over = True
 
     def _fail(self, sentence: str) -> None:
+        self._span.fail(sentence)
         self._put(FrameKind.failed, sentence.encode(), urgent=True)
         self._over = True
 
     def _put(self, kind: FrameKind, data: bytes, *, urgent: bool) -> None:
         self._put_frame(Frame(self.request.id, self.request.attempt, self._seq, kind, data, self._replica), urgent)
         self._seq += 1
+
+
+def _span_of(request: Request, replica: str) -> Span:
+    path = request.path.partition("?")[0]
+    return span(
+        f"{request.method} {path}",
+        request.traceparent,
+        kind="server",
+        request_id=request.id,
+        attempt=request.attempt,
+        replica=replica,
+    )
 
 
 def _scope(request: Request) -> dict[str, Any]:

@@ -33,11 +33,11 @@ def main() -> None:
     die_with_parent(agent_pid)
     try:
         settings = load_settings()
+        setup_telemetry(settings, "replica")
     except SettingsError as error:
         die(error)
     spec = decode_spec(spec_file.read_bytes())
     setproctitle(f"llmos: replica {spec.replica_id}")
-    setup_telemetry(settings, "replica")
     line = Line(descriptor)
     try:
         uvloop.run(serve(spec, settings, line))
