@@ -385,7 +385,7 @@ def test_a_follower_passes_over_what_does_not_decode(bus: Bus, world: BusWorld, 
 
 
 def test_a_table_with_a_retention_drops_old_keys(bus: Bus, table: Topic) -> None:
-    fleeting = replace(table, retention=timedelta(milliseconds=200))
+    fleeting = replace(table, retention=timedelta(seconds=2))
     put(bus, fleeting, "old")
 
     def only_new() -> bool:
