@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
+
+from shared import tracing
+from shared.opentelemetry import Recorder
 
 NO_PARENT = ""
 
@@ -79,6 +83,31 @@ def collecting(port: int = 0) -> Iterator[Collector]:
         server.shutdown()
         server.server_close()
         serving.join()
+
+
+class Recording:
+    """This process's own spans, at a collector."""
+
+    def __init__(self, collector: Collector, recorder: Recorder) -> None:
+        self._collector = collector
+        self._recorder = recorder
+
+    def arrived(self) -> list[Seen]:
+        """In the order of their ends. Nothing is recorded after this."""
+        self._recorder.close()
+        return self._collector.spans
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Traces are on in this process, until the block ends."""
+    with collecting() as collector, pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(collector.url, 1, "tester", "here")
+        patch.setattr(tracing, "_recorder", recorder)
+        try:
+            yield Recording(collector, recorder)
+        finally:
+            recorder.close()
 
 
 def _seen(service: str, span: ProtoSpan) -> Seen:
