@@ -1,4 +1,4 @@
-"""`llmos admin`: what is done once for a cluster, by whoever runs it."""
+"""`llmos admin`: what is done for a whole system, by whoever runs it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Annotated
 import typer
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from llmos.cli import backup
 from llmos.cli.output import AsJson, say, show
-from shared import bus, requests
+from shared import bus, requests, store
 from shared.bus.port import BusUnavailable
 from shared.requests.port import RequestsUnavailable
 from shared.settings import load_settings
 
-app = typer.Typer(help="Set a cluster up.", no_args_is_help=True)
+app = typer.Typer(help="Set a cluster up; save a whole system, and restore it.", no_args_is_help=True)
 
 AGAIN_S = 1.0
 
 
 @app.callback()
 def admin() -> None:
-    """Set a cluster up."""
+    """Set a cluster up; save a whole system, and restore it."""
 
 
 @app.command()
@@ -29,7 +30,10 @@ def init(
     wait: Annotated[float, typer.Option(help="Seconds to wait for servers that do not answer yet.", min=0)] = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Make what the servers at LLMOS_BUS_URL and LLMOS_REQUESTS_URL lack. What is there already stays as it is."""
+    """Make what the servers at LLMOS_BUS_URL, LLMOS_REQUESTS_URL and LLMOS_STORE_URL lack.
+
+    Topics, the bucket and its rules. What is there already stays as it is.
+    """
     settings = load_settings()
     made = {
         "bus": _insist(wait, lambda: bus.prepare(settings.bus_url)),
@@ -48,3 +52,6 @@ def _insist(wait_s: float, prepare: Callable[[], list[str]]) -> list[str]:
     away = retry_if_exception_type((BusUnavailable, RequestsUnavailable))
     retrying = Retrying(retry=away, stop=stop_after_delay(wait_s), wait=wait_fixed(AGAIN_S), reraise=True)
     return retrying(prepare)
+
+
+backup.register(app)

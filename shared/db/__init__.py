@@ -107,7 +107,7 @@ def migrate(engine: Engine, package: str) -> None:
             give_time(connection)
             hold(connection, "migrate")
             if (_version(connection) or "") < newest_version(folder):
-                _upgrade(connection, folder)
+                upgrade(connection, folder)
     except DBAPIError as error:
         if refused := refusal(error, engine.url):
             raise refused from None
@@ -126,11 +126,12 @@ def _version(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _upgrade(connection: Connection, folder: Path) -> None:
+def upgrade(connection: Connection, folder: Path, revision: str = "head") -> None:
+    """Run the migrations in `folder` up to a revision, in the connection's transaction."""
     from alembic import command  # a third of a second, which only a start that migrates pays
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(folder))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -1,0 +1,136 @@
+"""A backup taken while the system works, and restored into an empty one: all jobs, all artifacts, all history."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.scheduler.backup import EPOCHS_AHEAD
+from shared.backup.copying import Silent
+from shared.backup.place import Place, place_at
+from shared.backup.restoring import restore
+from shared.backup.system import SERVICES, system_of
+from shared.backup.taking import take
+from shared.backup.verifying import verify_backup, verify_system
+from shared.settings import Settings
+from tests.databases import maker
+from tests.integration.backup_world import Whole, running_system
+from tests.integration.gateway_world import KEY
+from tests.s3_server import S3Server, s3_server
+from tests.waiting import eventually
+
+NewSystem = Callable[[str], Settings]
+"""Kind of database → the settings of a system of its own, with nothing in it."""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def new_system(request: pytest.FixtureRequest, tmp_path: Path) -> NewSystem:
+    """Embedded: SQLite and a folder. Cluster: PostgreSQL and S3."""
+
+    def new(kind: str) -> Settings:
+        home = tmp_path / uuid4().hex[:6]
+        fields: dict[str, Any] = {"home": home, "api_key": KEY, "tick_s": 0.05, "backoff_s": 0.05}
+        if kind == "postgresql":
+            server: S3Server = request.getfixturevalue("s3")
+            database = maker(kind, request, home)
+            fields |= {f"{service}_db_url": database(service) for service in SERVICES}
+            fields |= {"store_url": f"s3://{server.endpoint}/b{home.name}"}
+            fields |= {"s3_access_key": server.access_key, "s3_secret_key": server.secret_key}
+        return Settings(**fields)
+
+    return new
+
+
+def save(settings: Settings, place: Place) -> Any:
+    system = system_of(settings, must_exist=True)
+    try:
+        return take(system, place, Silent())
+    finally:
+        system.close()
+
+
+def bring_back(settings: Settings, place: Place, replace: bool = False) -> None:
+    system = system_of(settings, must_exist=False)
+    try:
+        restore(system, place, place.backup(None), lambda: None, replace, Silent())
+        assert verify_system(system, Silent()).broken == []
+    finally:
+        system.close()
+
+
+class Working:
+    """Somebody who goes on working: submits jobs and uploads files until told to stop."""
+
+    def __init__(self, whole: Whole) -> None:
+        self.jobs: list[str] = []
+        self.files: list[str] = []
+        self._whole = whole
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Working:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self.jobs.append(self._whole.submit(output=f"made-{len(self.jobs)}"))
+            self.files.append(
+                self._whole.gateway.upload(b'{"prompt": "%s", "completion": "b"}\n' % uuid4().hex.encode())
+            )
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [("sqlite", "sqlite"), ("postgresql", "postgresql"), ("sqlite", "postgresql"), ("postgresql", "sqlite")],
+)
+def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
+    kind: str, to: str, new_system: NewSystem, tmp_path: Path
+) -> None:
+    before, after = new_system(kind), new_system(to)
+    place = place_at(str(tmp_path / "saved"), before, must_exist=False)
+    with running_system(before, tmp_path / "scratch1") as whole:
+        done = [whole.submit(output="report") for _ in range(3)]
+        for job_id in done:
+            whole.until(job_id, "succeeded")
+        held = whole.submit(output="held")
+        whole.until(held, "running")
+        events = {job_id: whole.events(job_id) for job_id in done}
+        with Working(whole) as working:
+            save(before, place)
+            accepted = list(working.jobs), list(working.files)
+            taken = save(before, place)
+    assert taken.backup.broken == []
+    assert verify_backup(place, place.backup(None), Silent()).broken == []
+
+    bring_back(after, place)
+    with running_system(after, tmp_path / "scratch2") as whole:
+        for job_id in done + accepted[0]:
+            whole.until(job_id, "succeeded")
+        for job_id, told in events.items():
+            assert [event["type"] for event in whole.events(job_id)] == [event["type"] for event in told]
+        for file_id in accepted[1]:
+            assert whole.gateway.openai.files.content(file_id).read()
+        tried_again = "the attempt that ran when the backup was taken is lost, and tried again"
+        eventually(lambda: len(whole.gateway.job(held)["attempts"]) == 2, 40, tried_again)
+        assert whole.scheduler.truth.epoch > EPOCHS_AHEAD
+    system = system_of(after, must_exist=True)
+    verified = verify_system(system, Silent())
+    system.close()
+    assert verified.broken == []
+    assert verified.artifacts >= len(done) + len(accepted[0]) + len(accepted[1])
