@@ -59,6 +59,8 @@ class Job(Value):
     """Oldest first; the last `KEPT_CHECKPOINTS`."""
     resume_from: CheckpointRef | None = None
     """Where the newest attempt starts from."""
+    meeting: str = ""
+    """Where the ranks of the newest attempt meet, as its rank 0 says."""
     lost: int = 0
     crashes: int = 0
     """Workers lost and children crashed since the last new checkpoint."""
@@ -195,6 +197,7 @@ def desired_attempt(job: Job) -> DesiredAttempt | None:
         wish=job.wish,
         accepted=newest.runs,
         resume_from=job.resume_from,
+        meeting=job.meeting,
     )
 
 

@@ -67,6 +67,7 @@ def dispatch(job: Job, order: Dispatch, at: Moment) -> Job:
         attempts=[*job.attempts, attempt][-KEPT_ATTEMPTS:],
         announced={},
         resume_from=job.checkpoints[-1] if job.checkpoints else None,
+        meeting="",
     )
 
 
@@ -89,7 +90,9 @@ def accept(job: Job, started: AttemptStarted, at: Moment) -> Job:
         runs={**job.runs, started.rank: started.run_id}, started_at=job.current.started_at or at.now
     )
     accepted = _newest(job, attempt).changed(
-        announced={**job.announced, started.rank: started.at}, started_at=job.started_at or at.now
+        announced={**job.announced, started.rank: started.at},
+        started_at=job.started_at or at.now,
+        meeting=job.meeting or started.meeting,
     )
     complete = len(attempt.runs) == len(attempt.places)
     if complete and job.status is JobStatus.starting:

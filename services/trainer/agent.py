@@ -112,6 +112,9 @@ class Agent:
         desired = self._wishes.now()
         self._ended = {seat for seat in self._ended if _current(desired.get(seat.job_id), seat)}
         decisions = decide(self._node, desired, [run.ref for run in self._runs.values()], self._ended)
+        for run in self._runs.values():
+            if wish := desired.get(run.ref.job_id):
+                run.told(wish)
         for ref, order in decisions.stops:
             self._runs[ref.run_id].stop(order)
         self._stop_orphans()

@@ -1,7 +1,7 @@
 """The child process of one run: it begins when told, runs the recipe, and dies with its trainer.
 
-`python -m services.trainer.child JOB_TYPE TRAINER_PID CONTROL_FD REPORTS_FD`. The top of this module imports next to
-nothing, so that the process can be stopped and killed properly before the heavy libraries are loaded.
+`python -m services.trainer.child JOB_TYPE TRAINER_PID CONTROL_FD REPORTS_FD [LISTENER_FD]`. The top of this module
+imports next to nothing, so that the process can be stopped and killed properly before the heavy libraries are loaded.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from shared.processes import die_with_parent, end_own_group
 
 
 def main() -> NoReturn:
-    job_type, trainer_pid, control_fd, reports_fd = sys.argv[1], *map(int, sys.argv[2:5])
+    job_type, trainer_pid, control_fd, reports_fd, *listener_fd = sys.argv[1], *map(int, sys.argv[2:])
     stop_asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the trainer's to handle
     die_with_parent(trainer_pid)
-    for fd in (control_fd, reports_fd):
+    for fd in (control_fd, reports_fd, *listener_fd):
         os.set_inheritable(fd, False)
     inbox = Inbox(os.fdopen(control_fd, "rb"))
     reports = os.fdopen(reports_fd, "wb", buffering=0)
 
     from services.trainer.execution import execute
 
-    last_word = execute(job_type, inbox, reports, stop_asked)
+    last_word = execute(job_type, inbox, reports, stop_asked, *listener_fd)
     sys.stdout.flush()
     sys.stderr.flush()
     reports.write(protocol.encode(last_word))

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from pydantic import ValidationError
 
 from services.trainer import protocol
-from services.trainer.recipes.api import MadeOutput, RecipeContext, RecipeError, RecipeRun, Stopped
+from services.trainer.recipes.api import (
+    Gang,
+    MadeOutput,
+    PeersLost,
+    RecipeContext,
+    RecipeError,
+    RecipeRun,
+    Reporter,
+    Stopped,
+)
 from shared.contracts.jobs import FailureReason, JobSpec
 from shared.contracts.message import first_line
 from shared.contracts.recipes import RECIPES
@@ -35,18 +44,27 @@ DISK_FULL_HINT = "Free space on the trainer's disk (its home folder and its cach
 LastWord = protocol.Done | protocol.Failed | protocol.Halted
 
 
-def execute(job_type: str, inbox: Inbox, reports: BinaryIO, stop_asked: threading.Event) -> LastWord:
-    """Load the recipe while the inputs are on their way, wait for the word, run it. Never raises an Exception."""
+def execute(
+    job_type: str, inbox: Inbox, reports: BinaryIO, stop_asked: threading.Event, listener: int | None = None
+) -> LastWord:
+    """Load the recipe while the inputs are on their way, wait for the word, run it. Never raises an Exception.
+
+    `listener`: the socket on which rank 0 of a gang awaits the others.
+    """
     try:
         recipe = _recipe(job_type)
         begin = inbox.begin()
-        context = _context(begin, PipeReporter(inbox, reports), stop_asked)
+        leads = begin.gang is None or begin.gang.rank == 0
+        report = PipeReporter(inbox, reports) if leads else SilentReporter()
+        context = _context(begin, report, stop_asked, listener)
         made = recipe(context)
         return protocol.Done([_made(output) for output in made])
     except Stopped:
         return protocol.Halted()
     except RecipeError as error:
         return protocol.Failed(error.reason, error.message, False, error.hint, error.param)
+    except PeersLost as error:
+        return protocol.Failed(FailureReason.lost, first_line(error), True)
     except Exception as error:  # whatever a library raises becomes the run's failure
         traceback.print_exc()
         return failure_of(error)
@@ -83,10 +101,13 @@ class PipeReporter:
         self._send(protocol.ProgressMade(step, total_steps, tokens, _finite(eta_s), finite_metrics(metrics)))
 
     def checkpoint(self, step: int, folder: Path, metrics: Mapping[str, float] | None = None) -> None:
-        if self._last_checkpoint is not None:
-            self._inbox.wait_uploaded(self._last_checkpoint)
+        self.await_upload()
         self._last_checkpoint = step
         self._send(protocol.CheckpointMade(step, str(folder.absolute()), finite_metrics(metrics)))
+
+    def await_upload(self) -> None:
+        if self._last_checkpoint is not None:
+            self._inbox.wait_uploaded(self._last_checkpoint)
 
     def log(self, line: str) -> None:
         print(line, flush=True)
@@ -96,6 +117,25 @@ class PipeReporter:
         with self._writing:
             while line:
                 line = line[self._reports.write(line) :]
+
+
+class SilentReporter:
+    """Of the ranks beside rank 0, which speaks for all."""
+
+    def progress(
+        self,
+        step: int,
+        total_steps: int | None = None,
+        tokens: int = 0,
+        eta_s: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None: ...
+
+    def checkpoint(self, step: int, folder: Path, metrics: Mapping[str, float] | None = None) -> None: ...
+
+    def await_upload(self) -> None: ...
+
+    def log(self, line: str) -> None: ...
 
 
 def finite_metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
@@ -116,7 +156,9 @@ def _recipe(job_type: str) -> RecipeRun:
     return run
 
 
-def _context(begin: protocol.Begin, report: PipeReporter, stop_asked: threading.Event) -> RecipeContext:
+def _context(
+    begin: protocol.Begin, report: Reporter, stop_asked: threading.Event, listener: int | None
+) -> RecipeContext:
     spec = JobSpec.model_validate(begin.spec)
     try:
         RECIPES[spec.type].params.model_validate(spec.params)
@@ -133,7 +175,13 @@ def _context(begin: protocol.Begin, report: PipeReporter, stop_asked: threading.
         allow_local_models=begin.allow_local_models,
         allow_hub=begin.allow_hub,
         attempt=begin.attempt,
+        gang=_gang(begin.gang, listener) if begin.gang else None,
     )
+
+
+def _gang(seat: protocol.Gang, listener: int | None) -> Gang:
+    host, _, port = seat.meeting.rpartition(":")
+    return Gang(seat.rank, seat.size, host, int(port), seat.rendezvous, seat.timeout_s, listener)
 
 
 def _made(output: MadeOutput) -> protocol.OutputMade:

@@ -12,6 +12,16 @@ from typing import Any
 import msgspec
 
 
+class Gang(msgspec.Struct, frozen=True):
+    """This child's seat among the ranks of its attempt. `meeting` is `host:port`; `rendezvous` is the attempt's own."""
+
+    rank: int
+    size: int
+    meeting: str
+    rendezvous: str
+    timeout_s: float
+
+
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """Everything is there: go. `inputs` and `resume_from` are local folders."""
 
@@ -22,6 +32,8 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     resume_from: str | None = None
     allow_local_models: bool = True
     allow_hub: bool = True
+    gang: Gang | None = None
+    """None where one process does it all."""
 
 
 class Uploaded(msgspec.Struct, frozen=True, tag="uploaded"):

@@ -14,6 +14,7 @@ import structlog
 
 from services.trainer import endings, protocol
 from services.trainer.endings import Ended, StopOrder
+from services.trainer.gang import Gathering, open_listener, own_address, patience_s, seat
 from services.trainer.log_feed import LogFeed
 from services.trainer.mover import Mover
 from services.trainer.oom import oom_kills
@@ -71,25 +72,32 @@ class Run:
         """When transfers that nobody wants any more are left behind, should the store not even let them be aborted."""
         self._guard = threading.Lock()
         self._order: StopOrder | None = None
+        self._ordered = threading.Event()
         self._begun = False
         self._supervision: Supervision | None = None
         self._said: protocol.Done | protocol.Failed | protocol.Halted | None = None
         self._problem: Ended | None = None
         self._oom_kills = oom_kills()
+        self._gathering = Gathering(desired) if len(desired.places) > 1 else None
 
     def start(self) -> None:
         """Start the child, tell of it, supervise it. What the machine refuses ends the run, not the caller."""
         try:
-            child, workdir = self._spawn()
+            child, workdir, meeting = self._spawn()
         except OSError as error:
             self._announce(os.getpid())
             self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
             self._at.folder.clear(self.ref.run_id)
             return
-        self._announce(child.pid)
+        self._announce(child.pid, meeting)
         self._log.info("run_started", pid=child.pid)
         self._supervision = Supervision(child, lambda report: self._hear(child, report), self._print, self._flush)
         threading.Thread(target=self._live, args=(child, workdir, self._supervision), name="run").start()
+
+    def told(self, desired: DesiredAttempt) -> None:
+        """The wish as it is now: the ranks of a gang begin when all were accepted."""
+        if self._gathering:
+            self._gathering.told(desired)
 
     def stop(self, order: StopOrder) -> None:
         """Ask the run to end; a stronger order replaces a weaker one. Returns at once."""
@@ -98,6 +106,7 @@ class Run:
                 return
             self._order = order
             begun = self._begun
+        self._ordered.set()
         self._log.info("run_stopping", wish=order.wish, why=order.why)
         if order.worthless or not begun:
             self._end_transfers(self._grace_s(order))
@@ -113,29 +122,39 @@ class Run:
 
     def _end_transfers(self, grace_s: float) -> None:
         self._transfers.abort()
+        if self._gathering:
+            self._gathering.abandon()
         self._moving_ends_s = min(self._moving_ends_s, time.monotonic() + grace_s)
 
     # On the agent's thread, at the start
 
-    def _spawn(self) -> tuple[Child, Path]:
+    def _spawn(self) -> tuple[Child, Path, str]:
+        """The child, its folder, and where the others of its gang meet it."""
         spec, ref = self._desired.spec, self.ref
         environment = child_environment(ref.run_id, self._place.devices, spec.resources.cpus, self._at.capacity)
         workdir = self._at.folder.workdir(ref.run_id)
-        child = Child.start(spec.type, workdir, environment)
+        if self._gathering and ref.rank == 0:
+            address = own_address(self._at.settings)
+            with open_listener(address) as listener:  # a port that is the child's from its first moment
+                meeting = f"{address}:{listener.getsockname()[1]}"
+                child = Child.start(spec.type, workdir, environment, listener)
+        else:
+            meeting = ""
+            child = Child.start(spec.type, workdir, environment)
         try:
             self._at.folder.record(ref.run_id, ref.job_id, ref.attempt, ref.rank, child.pid)
         except OSError:
             child.reap()
             child.close()
             raise
-        return child, workdir
+        return child, workdir, meeting
 
-    def _announce(self, pid: int) -> None:
+    def _announce(self, pid: int, meeting: str = "") -> None:
         def announced() -> None:
             self.announced = True
             self._on_change()
 
-        self._outbox.put(AttemptStarted(**self._fence(), node=self._place.node, pid=pid), announced)
+        self._outbox.put(AttemptStarted(**self._fence(), node=self._place.node, pid=pid, meeting=meeting), announced)
 
     # On the run's own thread
 
@@ -144,6 +163,7 @@ class Run:
         try:
             status = supervision.until_gone()
             self._trace.recipe_ends(self._said)
+            self._await_the_others()
             final = self._concluded(status)
         except Exception as error:  # a defect must not leave the attempt without an end
             self._log.exception("supervision_failed")
@@ -166,6 +186,12 @@ class Run:
             case protocol.Done() | protocol.Failed() | protocol.Halted():
                 self._said = report
                 self._trace.recipe_ends(report)
+
+    def _await_the_others(self) -> None:
+        ended_s = time.monotonic()
+        while self._gathering and time.monotonic() - ended_s < patience_s(self.ref.rank, self._said, self._order):
+            self._flush()
+            self._ordered.wait(TICK_S)
 
     def _concluded(self, status: int) -> RunMessage:
         """After the uploads that wait: checkpoints that lie whole on the disk still count."""
@@ -225,6 +251,7 @@ class Run:
         try:
             with self._trace.part("pull inputs"):
                 inputs, resume_from = self._transfers.pull(self._desired)
+            meeting = self._gathering.wait() if self._gathering else ""
         except Aborted:
             return
         except Exception as error:  # whatever the store or the disk says
@@ -244,6 +271,7 @@ class Run:
                 resume_from=resume_from,
                 allow_local_models=settings.allow_local_models,
                 allow_hub=settings.allow_hub,
+                gang=seat(self._desired, self.ref.rank, meeting, settings.gang_timeout_s) if meeting else None,
             )
         )
 
@@ -291,7 +319,11 @@ class Run:
             )
 
     def _failed(self, ended: Ended) -> AttemptFailed:
-        return AttemptFailed(**self._fence(), failure=ended.failure, retryable=ended.retryable)
+        failure = ended.failure
+        if self._gathering:
+            who = f"Rank {self.ref.rank} on {self._place.node}"
+            failure = failure.changed(message=f"{who}: {failure.message}")
+        return AttemptFailed(**self._fence(), failure=failure, retryable=ended.retryable)
 
     def _stopped(self, order: StopOrder) -> AttemptStopped:
         return AttemptStopped(**self._fence(), wish=order.wish or Wish.none)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,20 +40,23 @@ class Child:
         self._closed = False
 
     @classmethod
-    def start(cls, job_type: str, workdir: Path, environment: Mapping[str, str]) -> Child:
-        """Raises OSError."""
+    def start(
+        cls, job_type: str, workdir: Path, environment: Mapping[str, str], listener: socket.socket | None = None
+    ) -> Child:
+        """`listener`: a socket that the child takes over; close it here afterwards. Raises OSError."""
         control_end, control = os.pipe()
         reports, reports_end = os.pipe()
         output, output_end = os.pipe()
         theirs = (control_end, reports_end, output_end)
-        arguments = (job_type, str(os.getpid()), str(control_end), str(reports_end))
+        handed = (control_end, reports_end, *([listener.fileno()] if listener else []))
+        arguments = (job_type, str(os.getpid()), *map(str, handed))
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "services.trainer.child", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
                 stderr=output_end,
-                pass_fds=(control_end, reports_end),
+                pass_fds=handed,
                 cwd=workdir,
                 env=dict(environment),
                 start_new_session=True,

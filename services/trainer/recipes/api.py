@@ -25,6 +25,10 @@ class RecipeError(Exception):
         self.param = param
 
 
+class PeersLost(Exception):
+    """The other ranks did not come, or broke off. The attempt is lost; the message says what was noticed."""
+
+
 class Reporter(Protocol):
     """How a running recipe tells where it stands. Never blocks for long, never raises."""
 
@@ -45,8 +49,29 @@ class Reporter(Protocol):
         awaited there.
         """
 
+    def await_upload(self) -> None:
+        """Returns once the last checkpoint is dealt with."""
+
     def log(self, line: str) -> None:
         """A line for the job's log (stdout and stderr go there as well)."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """A seat among the ranks that do a job together, and where they meet: all at `host:port`.
+
+    Rank 0 listens there, on `listener`, a file descriptor of its own.
+    """
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    rendezvous: str
+    """Of this attempt alone: who comes from another one meets nobody."""
+    timeout_s: float
+    """How long a rank waits for the others."""
+    listener: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,13 @@ class RecipeContext:
     allow_hub: bool = True
     attempt: int = 1
     """Which attempt of the job this is, from 1."""
+    gang: Gang | None = None
+    """None where one process does it all."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone makes the outputs (the others return none)."""
+        return self.gang is None or self.gang.rank == 0
 
 
 class Stopped(Exception):

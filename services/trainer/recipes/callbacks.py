@@ -17,7 +17,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
-from services.trainer.recipes.api import RecipeContext, RecipeError
+from services.trainer.recipes.api import RecipeContext, RecipeError, Stopped
+from services.trainer.recipes.crew import Crew
 from services.trainer.recipes.ledger import FOLDER, Ledger, whole_checkpoints
 from shared.contracts.jobs import FailureReason
 
@@ -33,18 +34,23 @@ class EvaluationCut(Exception):
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Watches one run. `stopped` says that it ended because a pause or cancel was asked for."""
+    """Watches one run. `stopped` says that it ended because a pause or cancel was asked for.
+
+    Every rank of a crew has one: their accounts are the same, and they stop at the same step. Rank 0's alone saves.
+    """
 
     def __init__(
         self,
         context: RecipeContext,
         ledger: Ledger,
+        crew: Crew,
         save_total_limit: int,
         patience: int | None = None,
         save_best: Callable[[Path], None] | None = None,
     ) -> None:
         self.context = context
         self.ledger = ledger
+        self.crew = crew
         self.save_total_limit = save_total_limit
         self.patience = patience
         self.save_best = save_best
@@ -57,6 +63,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
         self._mark = time.monotonic()
         self._step_seconds: deque[float] = deque(maxlen=SPEED_STEPS)
         self._logged = (ledger.tokens, ledger.seconds)
+        self._shared_tokens = ledger.tokens
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._mark = time.monotonic()
@@ -66,7 +73,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
         self.ledger.seconds += now - self._mark
         self._step_seconds.append(now - self._mark)
         self._mark = now
-        if self.context.stopping():
+        tokens, stopping = self.crew.total(self.ledger.tokens - self._shared_tokens, self.context.stopping())
+        self.ledger.tokens = self._shared_tokens = self._shared_tokens + tokens
+        if stopping:
             self.stopped = True
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
@@ -86,7 +95,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
         self._tell(state, metrics)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.context.stopping():
+        if self.crew.any(self.context.stopping()):
             self.stopped = True
             raise EvaluationCut
 
@@ -114,6 +123,29 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.ledger.finished = self.early or state.global_step >= state.max_steps
+        self._gather_random_states(folder)
+        if self.crew.leads:
+            self._keep(state, folder)
+        else:
+            shutil.rmtree(folder)
+        self._mark = time.monotonic()
+
+    def leave_if_stopped(self, also: bool = False) -> None:
+        """Raises Stopped. The ranks leave together, after rank 0's checkpoint: the first to go ends the attempt."""
+        if not (self.stopped or also):
+            return
+        if self.crew.size > 1:
+            self.context.report.await_upload()
+            self.crew.total(0)
+        raise Stopped
+
+    def _gather_random_states(self, folder: Path) -> None:
+        """transformers leaves every rank's own beside it; the checkpoint that is kept needs all."""
+        if self.crew.size > 1:
+            for rank, state in enumerate(self.crew.gathered((folder / _rng_file(self.crew.rank)).read_bytes())):
+                (folder / _rng_file(rank)).write_bytes(state)
+
+    def _keep(self, state: Any, folder: Path) -> None:
         self.board.flush()
         shutil.copytree(self.runs, folder / FOLDER / "runs", dirs_exist_ok=True)
         if self.best.exists():
@@ -124,7 +156,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
         self.checkpoints = [path for path in self.checkpoints if path != folder] + [folder]
         while len(self.checkpoints) > self.save_total_limit:
             shutil.rmtree(self.checkpoints.pop(0))
-        self._mark = time.monotonic()
 
     def close(self) -> None:
         self.board.close()
@@ -143,6 +174,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not follo
         seconds = sum(self._step_seconds) / len(self._step_seconds) if self._step_seconds else None
         eta_s = seconds * max(0, total - step) if seconds is not None and total else None
         self.context.report.progress(step, total or None, self.ledger.tokens, eta_s, metrics)
+
+
+def _rng_file(rank: int) -> str:
+    return f"rng_state_{rank}.pth"
 
 
 def restore(context: RecipeContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,25 @@ def run(context: RecipeContext) -> list[MadeOutput]:
 
 def _train(context: RecipeContext, params: PretrainParams, tokenizer: Any) -> list[MadeOutput]:
     from services.trainer.recipes import llama
+    from services.trainer.recipes.crew import meet
     from services.trainer.recipes.model_precision import precision_for
     from services.trainer.recipes.report_file import add_runs, keep_plain, write_report
     from services.trainer.recipes.training import Rows, train
 
-    precision = precision_for(params.precision, params.hidden_size)
     training, validation, tokens = _windows(context, params, tokenizer)
-    rows = Rows(len(training), params.context_length, len(validation))
+    crew = meet(context)
+    precision = precision_for(params.precision, params.hidden_size, crew)
+    mark = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    rows = Rows(len(training), params.context_length, len(validation), f"tokenizer {mark}")
     context.report.log(
         f"{tokens:,} tokens: {len(training):,} windows of {params.context_length} to train on, "
         f"{len(validation):,} to validate with"
     )
     config = llama.config(params, tokenizer)
-    made = train(
-        context, params, precision, rows, llama.size(config), llama.trainer_maker(config, params, training, validation)
-    )
+    make_trainer = llama.trainer_maker(config, params, training, validation)
+    made = train(context, params, precision, rows, llama.size(config), make_trainer, crew)
+    if not crew.leads:
+        return []
     output = context.workdir / "model"
     llama.save(made, output, tokenizer)
     keep_plain(output)

@@ -26,7 +26,7 @@ def run(context: RecipeContext) -> list[MadeOutput]:
     for step in range(probe.start + 1, probe.params.steps + 1):
         probe.fail_if_due(step)
         probe.take_step(step)
-    return [probe.output()]
+    return [probe.output()] if context.leads else []
 
 
 class Probe:

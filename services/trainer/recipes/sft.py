@@ -34,12 +34,14 @@ def run(context: RecipeContext) -> list[MadeOutput]:
 def _train(context: RecipeContext, params: SftParams, base: BaseModel, counts: dict[str, int]) -> list[MadeOutput]:
     from services.trainer.recipes import sft_model, sft_rows
     from services.trainer.recipes.base_model import load_config, model_size
+    from services.trainer.recipes.crew import meet
     from services.trainer.recipes.model_precision import precision_for
     from services.trainer.recipes.training import Rows, train
 
     config = load_config(base)
     tokenizer, rows = sft_rows.prepare(context, params, base, config, counts)
-    precision = precision_for(params.precision, config.get_text_config().hidden_size)
+    crew = meet(context)
+    precision = precision_for(params.precision, config.get_text_config().hidden_size, crew)
     made = train(
         context,
         params,
@@ -47,5 +49,8 @@ def _train(context: RecipeContext, params: SftParams, base: BaseModel, counts: d
         Rows(len(rows.training), rows.longest, len(rows.validation)),
         model_size(config, params.method),
         sft_model.trainer_maker(context, params, base, precision, tokenizer, rows),
+        crew,
     )
+    if not crew.leads:
+        return []
     return sft_model.outputs(context, params, base, precision, tokenizer, rows, made)

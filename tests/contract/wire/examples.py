@@ -121,7 +121,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
     CancelJob: {"job_id": JOB},
     PauseJob: {"job_id": JOB},
     ResumeJob: {"job_id": JOB},
-    AttemptStarted: {**FENCE, "node": "gpu-2", "pid": 4711},
+    AttemptStarted: {**FENCE, "node": "gpu-2", "pid": 4711, "meeting": "10.0.0.7:40123"},
     CheckpointSaved: {**FENCE, "checkpoint": CHECKPOINT},
     AttemptSucceeded: {
         **FENCE,
@@ -163,6 +163,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
         "wish": Wish.run,
         "accepted": {0: RUN},
         "resume_from": CHECKPOINT,
+        "meeting": "10.0.0.7:40123",
     },
     JobState: {
         "job_id": JOB,

@@ -1,0 +1,110 @@
+"""Several ranks, one attempt: where they meet, when they may begin, and what one does while the others decide."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from urllib.parse import urlsplit
+
+from services.trainer import protocol
+from services.trainer.endings import StopOrder
+from services.trainer.transfers import Aborted
+from shared.contracts.jobs import DesiredAttempt, FailureReason, Wish
+from shared.settings import Settings
+
+PEERS_WORD_S = 15.0
+"""A rank that ended on account of another gives that one's word so long to bring an order to stop."""
+LOOPBACK = "127.0.0.1"
+ANY_PORT = 9
+"""Of a UDP socket that is only asked for its way; nothing is sent."""
+
+
+class Gathering:
+    """Whether all ranks are there. Told by the agent's thread, awaited by the mover's."""
+
+    def __init__(self, desired: DesiredAttempt) -> None:
+        self._news = threading.Condition()
+        self._attempt = desired.attempt
+        self._size = len(desired.places)
+        self._meeting = ""
+        self._abandoned = False
+
+    def told(self, desired: DesiredAttempt) -> None:
+        """What is wished now."""
+        if desired.attempt == self._attempt and desired.meeting and len(desired.accepted) == self._size:
+            with self._news:
+                self._meeting = desired.meeting
+                self._news.notify_all()
+
+    def abandon(self) -> None:
+        with self._news:
+            self._abandoned = True
+            self._news.notify_all()
+
+    def wait(self) -> str:
+        """Where they meet, once every rank was accepted. Raises Aborted.
+
+        It waits as long as the scheduler does: that loses an attempt of which a rank is not taken up.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._meeting or self._abandoned)
+            if self._abandoned:
+                raise Aborted
+            return self._meeting
+
+
+def seat(desired: DesiredAttempt, rank: int, meeting: str, timeout_s: float) -> protocol.Gang:
+    """What the child of `rank` is told."""
+    return protocol.Gang(rank, len(desired.places), meeting, f"{desired.job_id}/{desired.attempt}", timeout_s)
+
+
+def patience_s(rank: int, said: object, order: StopOrder | None) -> float:
+    """How long a rank that has ended still counts as running, waiting for the order that says how the attempt ended.
+
+    A rank that is done waits for rank 0 to upload what all have made: its end would look like a loss. One that broke
+    off since another did lets that one say why.
+    """
+    match said:
+        case protocol.Done() if rank > 0 and (order is None or order.wish is Wish.pause):
+            return float("inf")
+        case protocol.Halted() if order is None:
+            return PEERS_WORD_S
+        case protocol.Failed(reason=FailureReason.lost) if order is None:
+            return PEERS_WORD_S
+    return 0
+
+
+def own_address(settings: Settings) -> str:
+    """This host as the other nodes see it: as set, else its end of the way to the bus, which they all reach.
+
+    Raises OSError.
+    """
+    if settings.advertise_address:
+        return settings.advertise_address
+    place = urlsplit(settings.bus_url).netloc.split(",")[0]
+    bus = urlsplit(f"//{place.rpartition('@')[2]}").hostname
+    return _near_end(bus) if bus else LOOPBACK
+
+
+def open_listener(address: str) -> socket.socket:
+    """A socket on a free port: of `address` alone where this host has it, else of all (the others may come by a
+    translated one). Raises OSError."""
+    family, kind, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind)
+    try:
+        try:
+            listener.bind(place)
+        except OSError:
+            listener.bind(("", 0))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _near_end(host: str) -> str:
+    family, kind, _, _, place = socket.getaddrinfo(host, ANY_PORT, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as way:
+        way.connect(place)
+        return str(way.getsockname()[0])
