@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     s3_access_key: str = Field("", description="Credentials of the S3 store.")
     s3_secret_key: str = ""
     s3_secure: bool = Field(False, description="TLS to the S3 store.")
+    s3_public_url: str = Field(
+        "", description="https://host:port where clients reach the S3 store: large files are downloaded from there."
+    )
     db_url: str = Field("", description="sqlite:///file or postgresql+psycopg://…; by default a file in `home`.")
     gateway_db_url: str = Field("", description="The gateway's database, where it is not `db_url`: for `llmos admin`.")
     scheduler_db_url: str = Field("", description="The scheduler's database, likewise.")

@@ -19,15 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from shared.bus.kafka.topics import create_topics
 from shared.kafka.clients import admin, consumer, producer
+from tests import beside
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = [ROOT.parent / folder / "kafka" / "kafka.sh" for folder in ("servers", "shared/servers")]
 HOW_TO_GET_ONE = (
     "no Kafka: put its start script at servers/kafka/kafka.sh beside the project (with Java 17), or name a broker that "
     "tests may fill, LLMOS_TEST_KAFKA=host:port (`docker run -p 9092:9092 apache/kafka:4.3.1`)"
@@ -156,9 +154,7 @@ def _free_pair() -> int:
 
 
 def _own() -> KafkaServer:
-    script = next((script for script in SCRIPTS if script.exists()), None)
+    script = beside.script("kafka/kafka.sh")
     if script is None or shutil.which("java") is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
+        beside.go_without(HOW_TO_GET_ONE)
     return KafkaServer(f"127.0.0.1:{_free_pair()}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))

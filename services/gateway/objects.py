@@ -7,19 +7,25 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from services.gateway.errors import NoSuchRange
 from shared.contracts.artifacts import ManifestFile, blob_key
 from shared.store.port import ObjectStore
 
+LINKED_FROM_BYTES = 64 * 2**20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 def serve_file(
     store: ObjectStore, file: ManifestFile, name: str, asked_range: str | None, media: str = "application/octet-stream"
-) -> StreamingResponse:
-    """The blob of a file. Raises ObjectNotFound before anything is sent, and NoSuchRange."""
+) -> Response:
+    """The blob of a file; a large one by way of the store itself, where clients reach it.
+
+    Raises ObjectNotFound before anything is sent, and NoSuchRange.
+    """
+    if file.size_bytes >= LINKED_FROM_BYTES and (url := store.link(blob_key(file.sha256), disposition(name))):
+        return RedirectResponse(url, 307)
     window = _window(asked_range, file.size_bytes)
     start, end = window or (0, file.size_bytes)
     headers = {

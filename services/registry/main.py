@@ -24,6 +24,7 @@ from shared.db import migrate, open_database, ping, why
 from shared.operations import serve_operations
 from shared.settings import Settings
 from shared.stopping import Stop, until_it_works
+from shared.store import check_access
 from shared.store.port import ObjectStore, StoreError
 from shared.telemetry import setup_telemetry
 
@@ -125,7 +126,7 @@ def main(settings: Settings) -> int:
     serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "store": store.ping, "bus": bus.ping})
     there = (
         until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), AWAY, stop)
-        and until_it_works("the object store", store.ping, AWAY, stop)
+        and until_it_works("the object store", lambda: check_access(store), AWAY, stop)
         and until_it_works("the bus", bus.ping, AWAY, stop)
     )
     if not there:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from shared.settings import Settings, SettingsError
-from shared.store.port import ObjectStore
+from shared.store.port import ObjectStore, StoreRefuses
 
 
 def connect(settings: Settings) -> ObjectStore:
@@ -27,5 +29,26 @@ def connect(settings: Settings) -> ObjectStore:
             access_key=settings.s3_access_key,
             secret_key=settings.s3_secret_key,
             secure=settings.s3_secure,
+            public_url=settings.s3_public_url,
         )
     raise SettingsError(f"LLMOS_STORE_URL: {url!r} is neither file:///folder nor s3://host:port/bucket")
+
+
+def prepare(settings: Settings) -> Sequence[str]:
+    """Make what the store lacks; what was made. Raises StoreUnavailable where waiting helps, else SettingsError."""
+    with _refusals_are_settings():
+        return connect(settings).prepare()
+
+
+def check_access(store: ObjectStore) -> None:
+    """At a start. Raises as `prepare` does."""
+    with _refusals_are_settings():
+        store.ping()
+
+
+@contextmanager
+def _refusals_are_settings() -> Iterator[None]:
+    try:
+        yield
+    except StoreRefuses as error:
+        raise SettingsError(f"LLMOS_S3_ACCESS_KEY, LLMOS_S3_SECRET_KEY: {error}") from None

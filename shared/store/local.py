@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -100,6 +100,12 @@ class LocalStore:
             for folder in path.parents:
                 if folder == self._root or not _removed(folder):
                     break
+
+    def link(self, key: str, disposition: str) -> str | None:
+        return None
+
+    def prepare(self) -> Sequence[str]:
+        return []
 
     def ping(self) -> None:
         try:

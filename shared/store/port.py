@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ class StoreError(Exception):
     ├── InvalidKey        the key is empty, absolute, climbs out or holds what no file system takes
     ├── CorruptArtifact   a file is not what its manifest says; it was deleted and is not served
     ├── StoreFull         no room is left
-    └── StoreUnavailable  the server does not answer, or refuses the credentials; try again
+    └── StoreUnavailable  the server does not answer; try again
+        └── StoreRefuses  it answers, and does not take the credentials
     """
 
 
@@ -42,6 +43,10 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached now."""
+
+
+class StoreRefuses(StoreUnavailable):
+    """The credentials are wrong, or may not do what is needed: trying again does not help."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,13 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Nothing happens where it is not there."""
+
+    def link(self, key: str, disposition: str) -> str | None:
+        """An address from which whoever has it may get the object for some minutes, as an answer with this
+        `Content-Disposition`; None where the store cannot be reached from outside."""
+
+    def prepare(self) -> Sequence[str]:
+        """Make what the store lacks before its first use; what was made. What is there stays as it is."""
 
     def ping(self) -> None:
         """Raises StoreUnavailable with a sentence when the store cannot be used."""

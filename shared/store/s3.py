@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, cast
 
-from minio.commonconfig import ComposeSource, CopySource
+import structlog
+from minio.commonconfig import ENABLED, ComposeSource, CopySource, Filter
 from minio.error import S3Error
 from minio.helpers import check_bucket_name
+from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError, ProtocolError
 
@@ -23,17 +26,21 @@ from shared.settings import SettingsError
 from shared.store.disk import CHUNK_BYTES, meaning, part_of
 from shared.store.keys import check_key, check_prefix
 from shared.store.port import ObjectInfo, OnBytes
-from shared.store.s3_client import MultipartClient, explained, make_client
+from shared.store.s3_client import MultipartClient, explained, make_client, make_signer
 from shared.store.s3_upload import Upload
 
 RANGE_BYTES = 8 * 2**20
 WINDOW = 4
 """Ranges fetched ahead of the reader: so many connections, and so many times RANGE_BYTES of memory."""
 THREADS = 8
+LINK_LIVES = timedelta(minutes=15)
+SWEPT_AFTER_DAYS = 2
+SWEEP = "llmos-uploads-cut-off"
 COPY_PART_BYTES = 512 * 2**20
 """One request copies no more than this, so that it answers within the client's timeout."""
 
 Chunks = list[bytes]
+log = structlog.get_logger(__name__)
 
 
 class S3Store:
@@ -43,10 +50,20 @@ class S3Store:
     lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) frees their room.
     """
 
-    def __init__(self, endpoint: str, bucket: str, access_key: str, secret_key: str, secure: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        bucket: str,
+        access_key: str,
+        secret_key: str,
+        secure: bool = False,
+        public_url: str = "",
+    ) -> None:
+        """`public_url`: where clients reach the same store, if they do; it may be another name than `endpoint`."""
         try:
             check_bucket_name(bucket, strict=True)
             self._client = make_client(endpoint, access_key, secret_key, secure=secure, connections=2 * THREADS)
+            self._outside = make_signer(public_url, access_key, secret_key) if public_url else None
         except ValueError as error:
             raise SettingsError(f"LLMOS_STORE_URL: s3://{endpoint}/{bucket} is no store: {error}") from error
         self._bucket = bucket
@@ -122,6 +139,22 @@ class S3Store:
         with self._on(key) as client:
             client.remove_object(self._bucket, key)
 
+    def link(self, key: str, disposition: str) -> str | None:
+        if self._outside is None:
+            return None
+        headers = {"response-content-disposition": disposition}
+        url = self._outside.presigned_get_object(self._bucket, check_key(key), LINK_LIVES, response_headers=headers)
+        return cast(str, url)
+
+    def prepare(self) -> Sequence[str]:
+        made = []
+        with explained(f"bucket {self._bucket!r}"):
+            if self._make_bucket():
+                made.append(f"bucket {self._bucket}")
+            if self._sweep_what_killed_uploads_left():
+                made.append("lifecycle rule for uploads that were cut off")
+        return made
+
     def ping(self) -> None:
         self._ready = False
         with self._asking("its bucket"):
@@ -180,14 +213,29 @@ class S3Store:
                 self._ready = True
             yield self._client
 
-    def _make_bucket(self) -> None:
+    def _make_bucket(self) -> bool:
+        """Whether it was missing."""
         if self._client.bucket_exists(self._bucket):
-            return
+            return False
         try:
             self._client.make_bucket(self._bucket)
         except S3Error as error:
             if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:  # another process was faster
                 raise
+        return True
+
+    def _sweep_what_killed_uploads_left(self) -> bool:
+        """The rule that ends them, unless the bucket has rules of its own or the server sweeps by itself, as MinIO."""
+        if self._client.get_bucket_lifecycle(self._bucket) is not None:
+            return False
+        abort = AbortIncompleteMultipartUpload(days_after_initiation=SWEPT_AFTER_DAYS)
+        rule = Rule(ENABLED, rule_filter=Filter(prefix=""), rule_id=SWEEP, abort_incomplete_multipart_upload=abort)
+        try:
+            self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
+        except S3Error as error:
+            log.info("no_lifecycle_rule", bucket=self._bucket, reason=f"{error.code}: {error.message}")
+            return False
+        return True
 
 
 @retry(

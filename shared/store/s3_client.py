@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
+from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
 from minio.datatypes import Part
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from shared.store.port import ObjectNotFound, StoreFull, StoreUnavailable
+from shared.store.port import ObjectNotFound, StoreFull, StoreRefuses, StoreUnavailable
 
 NOT_THERE = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
+REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 NO_ROOM = {
     "EntityTooLarge",
     "InsufficientCapacity",
@@ -49,6 +51,15 @@ def make_client(endpoint: str, access_key: str, secret_key: str, *, secure: bool
     return MultipartClient(endpoint, access_key or None, secret_key or None, secure=secure, http_client=http)
 
 
+def make_signer(public_url: str, access_key: str, secret_key: str) -> Minio:
+    """A client that only signs addresses: it is never connected, so the region is said. Raises ValueError."""
+    address = urlsplit(public_url)
+    if address.scheme not in {"http", "https"} or not address.netloc or address.path.strip("/"):
+        raise ValueError(f"LLMOS_S3_PUBLIC_URL is https://host:port, not {public_url!r}")
+    secure = address.scheme == "https"
+    return Minio(address.netloc, access_key or None, secret_key or None, secure=secure, region="us-east-1")
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """The port's errors for those of the client."""
@@ -59,10 +70,12 @@ def explained(what: str) -> Iterator[None]:
             raise ObjectNotFound(f"there is no {what}") from error
         if error.code in NO_ROOM:
             raise StoreFull(f"no room is left for {what}: {error.message}") from error
-        raise StoreUnavailable(f"the S3 store refuses {what}: {error.code}, {error.message}") from error
+        kind = StoreRefuses if error.code in REFUSED else StoreUnavailable
+        raise kind(f"the S3 store refuses {what}: {error.code}, {error.message}") from error
     except (ServerError, InvalidResponseError) as error:
         status = getattr(error, "status_code", None) or getattr(error, "_code", None)
-        kind = StoreFull if status == 507 else StoreUnavailable
-        raise kind(f"the S3 store does not serve {what}: {error}") from error
+        raise (StoreFull if status == 507 else StoreUnavailable)(
+            f"the S3 store does not serve {what}: {error}"
+        ) from error
     except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
         raise StoreUnavailable(f"the S3 store does not answer about {what}: {error}") from error

@@ -6,11 +6,12 @@ import os
 import resource
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from shared.settings import Settings, SettingsError
@@ -18,14 +19,14 @@ from shared.store import connect
 from shared.store.local import LocalStore
 from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable
 from shared.store.s3 import S3Store
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3_SERVERS, S3Server
 
 MB = 2**20
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+@pytest.fixture(scope="module", params=S3_SERVERS)
+def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3_SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as server:
         yield server
 
 
@@ -33,11 +34,22 @@ def bucket_of(server: S3Server, bucket: str | None = None, secret: str | None = 
     return S3Store(server.endpoint, bucket or f"b{uuid4().hex[:12]}", server.access_key, secret or server.secret_key)
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+@pytest.fixture(scope="module", params=["local", *S3_SERVERS])
+def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], ObjectStore]]:
+    """Makes empty stores of one kind."""
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "local":
-        return LocalStore(tmp_path / "objects")
-    return bucket_of(request.getfixturevalue("s3"))
+        yield lambda: LocalStore(folder / uuid4().hex)
+        return
+    with S3_SERVERS[request.param](folder) as server:
+        yield lambda: bucket_of(server)
+
+
+@pytest.fixture
+def store(world: Callable[[], ObjectStore]) -> ObjectStore:
+    return world()
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -246,6 +258,25 @@ def test_a_store_that_can_be_used_answers_ping(store: ObjectStore) -> None:
 
 
 # The local folder alone.
+
+
+def test_what_is_prepared_once_stays_as_it_is(store: ObjectStore) -> None:
+    first, again = store.prepare(), store.prepare()
+    assert bool(first) == isinstance(store, S3Store)
+    assert not again
+    store.put_bytes("a", b"1")
+
+
+def test_a_link_gives_the_object_to_whoever_has_it_under_the_name_it_shall_have(s3: S3Server) -> None:
+    store = S3Store(s3.endpoint, "links", s3.access_key, s3.secret_key, public_url=f"http://{s3.endpoint}")
+    store.put_bytes("blobs/a", b"0123456789")
+    url = store.link("blobs/a", 'attachment; filename="weights.bin"')
+    assert url is not None
+    answer = httpx.get(url, headers={"Range": "bytes=2-4"})
+    assert (answer.status_code, answer.content) == (206, b"234")
+    assert answer.headers["content-disposition"] == 'attachment; filename="weights.bin"'
+    assert httpx.get(url.replace("blobs/a", "blobs/b")).status_code in (403, 404)
+    assert bucket_of(s3).link("blobs/a", "attachment") is None
 
 
 def test_local_copies_share_the_bytes(tmp_path: Path) -> None:

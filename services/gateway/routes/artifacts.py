@@ -114,7 +114,7 @@ def download(ref: str, here: Here, caller: Caller) -> StreamingResponse:
 @router.get("/{ref}/files/{path:path}", response_class=StreamingResponse)
 def download_file(
     ref: str, path: str, here: Here, caller: Caller, asked_range: Annotated[str | None, Header(alias="range")] = None
-) -> StreamingResponse:
+) -> Response:
     """One file of a version; `Range` is understood."""
     state = here.view.artifacts.get(caller.tenant, ref)
     file = next((file for file in state.manifest.files if file.path == path), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from services.gateway import answers
 from services.gateway.answers.files import file_object
@@ -60,7 +60,7 @@ def retrieve(file_id: str, here: Here, caller: Caller) -> dict[str, Any]:
 @router.get("/{file_id}/content", response_class=StreamingResponse)
 def content(
     file_id: str, here: Here, caller: Caller, asked_range: Annotated[str | None, Header(alias="range")] = None
-) -> StreamingResponse:
+) -> Response:
     """The bytes of a file; `Range` is understood."""
     file = here.view.files.get(caller.tenant, file_id)
     found = here.view.artifacts.find(caller.tenant, file_id)
