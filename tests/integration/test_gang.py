@@ -1,0 +1,98 @@
+"""Jobs over several nodes: all ranks or none, one result, and one lost rank costs the attempt, not the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.contracts.artifacts import ArtifactKind
+from shared.contracts.jobs import (
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    CancelJob,
+    CheckpointSaved,
+    FailureReason,
+    PauseJob,
+    ResumeJob,
+)
+from tests.integration.gang_world import GangWorld
+from tests.waiting import eventually
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "context_length": 32,
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "batch_size": 2,
+    "precision": "fp32",
+    "validation_fraction": 0,
+    "learning_rate": 0.01,
+}
+TEXT = "".join(
+    f"Line {number} says that {number * 7 % 13} is not {number * 5 % 11}.\n" for number in range(400)
+).encode()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[GangWorld]:
+    world = GangWorld(tmp_path)
+    world.start_scheduler()
+    yield world
+    world.close()
+    assert not world.failures
+    assert not world.children()
+
+
+def pretrain(world: GangWorld, nodes: int = 2, **params: Any) -> str:
+    spec = {"output_kind": ArtifactKind.model, "inputs": {"training_data": world.file("text", TEXT)}}
+    if nodes == 2:
+        return world.submit_gang("pretrain", params={**SMALL, **params}, **spec)
+    return world.submit(type="pretrain", params={**SMALL, **params}, **spec)
+
+
+def losses(world: GangWorld, job_id: str) -> dict[int, float]:
+    return {made.step: made.metrics["loss"] for made in world.progress(job_id) if "loss" in made.metrics}
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns_from_batches_twice_as_large(world: GangWorld) -> None:
+    with world.two_nodes():
+        gang = pretrain(world, max_steps=6)
+        together = world.until(gang, "succeeded", 120)
+        one = pretrain(world, nodes=1, max_steps=6, batch_size=4)
+        alone = world.until(one, "succeeded", 120)
+
+    assert together.metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=0.01)
+    assert together.metrics["train_loss"] < together.metrics["train_loss_first"] - 0.3
+    assert together.metrics["tokens"] == alone.metrics["tokens"] == 6 * 4 * 32
+    assert [place.node for place in together.attempts[-1].places] == ["n1", "n2"]
+    assert [asked.job_id for asked in world.publications.asked] == [gang, one]
+    assert world.output(gang, "training.json")["batch_size"] == 2
+    assert {made.rank for made in world.progress(gang)} == {0}
+    assert {saved.rank for saved in world.events(CheckpointSaved, gang)} == {0}
+    assert not [line for rank, line in world.lines(gang) if rank and "characters" in line]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_costs_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(world: GangWorld) -> None:
+    with world.two_nodes():
+        job = pretrain(world, max_steps=2000, save_steps=20)
+        eventually(lambda: world.events(CheckpointSaved, job), 120)
+        world.child(job, attempt=1, rank=1).kill()
+        resumed = eventually(lambda: world.progress(job, attempt=2), 120)
+        state = world.state(job)
+        assert state
+        assert state.attempts[0].outcome == "failed"
+        failure = state.attempts[0].failure
+        assert failure
+        assert failure.message.startswith("Rank 1 on n2: The training process was killed by signal 9")
+        assert resumed[0].step > 20
+        assert {started.rank for started in world.events(AttemptStarted, job, attempt=2)} == {0, 1}
+        world.command(CancelJob(job_id=job))
+        world.until(job, "cancelled", 60)
+    assert not world.publications.asked
