@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import orjson
@@ -136,14 +137,20 @@ def test_a_bus_without_topics_says_how_to_make_them(server: KafkaServer) -> None
     bus.close()
 
 
-def test_admin_init_makes_the_topics_and_may_run_again(server: KafkaServer) -> None:
+def test_admin_init_makes_the_topics_and_may_run_again(server: KafkaServer, tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
-    environment = {**clean, "LLMOS_BUS_URL": server.url, "LLMOS_REQUESTS_URL": server.url}
+    environment = {
+        **clean,
+        "LLMOS_HOME": str(tmp_path),
+        "LLMOS_BUS_URL": server.url,
+        "LLMOS_REQUESTS_URL": server.url,
+    }
     command = [sys.executable, "-m", "llmos", "admin", "init", "--json"]
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-    assert orjson.loads(done.stdout) == {"bus": {"made": []}, "requests": {"made": []}}
+    made = orjson.loads(done.stdout)
+    assert made["bus"] == made["requests"] == {"made": []}
 
 
 def test_admin_init_says_that_no_server_answers() -> None:

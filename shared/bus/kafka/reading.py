@@ -21,7 +21,7 @@ from shared.outage import Outage
 
 log = logging.getLogger("llmos.bus")
 
-POLL_MS = 200
+POLL_MS = 500
 """How long a subscription may take to notice that it was closed."""
 AGAIN_S = 0.2
 LOOK_EVERY_S = 5.0
