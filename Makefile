@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BENCHMARKS := bus_publish job_start registry_push_pull sft_throughput queue_vs_direct
+BENCHMARKS := bus_publish job_start submit_rate dispatch_latency state_follow registry_push_pull sft_throughput queue_vs_direct
 
 .PHONY: help install demo test test-compose lint format bench clean
 help:  ## This list

@@ -80,7 +80,7 @@ async def run(arguments: argparse.Namespace) -> list[Row]:
         model = arguments.model or await asyncio.to_thread(make_model, home / "model")
         spec = replica_spec(model, home / "cache")
         # One after the other: loading is what takes the memory.
-        async with direct(spec, home) as straight, queued(spec, home) as queue:
+        async with direct(spec, home) as straight, queued(spec, home, arguments.requests) as queue:
             for target in (straight, queue):
                 await measure(target, streams=16, requests=32, tokens=tokens)
             rows = []
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds of short answers")
     parser.add_argument("--rounds", type=int, help="measurements of each side per number of streams")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--requests", choices=("valkey", "kafka"), default="valkey", help="what carries the requests")
     parser.add_argument("--model", type=Path, help="a model folder; by default a tiny Llama is made")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     arguments = parser.parse_args()

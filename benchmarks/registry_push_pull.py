@@ -2,7 +2,7 @@
 
 Both move the same files to and from the same S3 server in one run, in turns; what is printed is the median of the
 rounds. Ours also hashes every byte, on the way in and on the way out.
-`python -m benchmarks.registry_push_pull [--megabytes 256] [--rounds 5] [--quick]`
+`python -m benchmarks.registry_push_pull [--server minio] [--megabytes 256] [--rounds 5] [--quick]`
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minio import Minio
 from shared.store.cache import ArtifactCache
 from shared.store.s3 import S3Store
 from shared.store.staging import stage_folder
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3_SERVERS, S3Server
 
 PROMISE = 0.9
 BUCKET = "benchmark"
@@ -102,9 +102,13 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="32 MB, 3 rounds")
+    parser.add_argument("--server", choices=S3_SERVERS, default="seaweedfs")
     options = parser.parse_args()
     megabytes, rounds = (32, 3) if options.quick else (options.megabytes, options.rounds)
-    with tempfile.TemporaryDirectory(prefix="push-pull-") as name, s3_server(Path(name) / "s3") as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="push-pull-") as name,
+        S3_SERVERS[options.server](Path(name) / "s3") as server,
+    ):
         found = compare(Sides(server, Path(name), megabytes), rounds)
     for what, pairs in found.items():
         row = {

@@ -21,6 +21,7 @@ from services.inference.control import Phase, ReplicaSpec, Report
 from services.inference.engines.arguments import command_line, processor_has_bf16
 from services.inference.engines.vllm import environment as engine_environment
 from services.inference.process import Launcher
+from shared import requests
 from shared.bus.port import Bus
 from shared.bus.valkey import ValkeyBus
 from shared.contracts import topics
@@ -36,6 +37,7 @@ from shared.contracts.deployments import (
 )
 from shared.processes import die_with_parent
 from shared.settings import Settings
+from tests.kafka_server import mortal_kafka
 from tests.ports import free_port
 from tests.servers import valkey
 
@@ -78,12 +80,28 @@ async def direct(spec: ReplicaSpec, home: Path) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def queued(spec: ReplicaSpec, home: Path) -> AsyncIterator[Target]:
-    """A gateway and a replica that meet in a Valkey; the states that scheduler and agent publish come from here."""
+async def queued(spec: ReplicaSpec, home: Path, carrier: str = "valkey") -> AsyncIterator[Target]:
+    """A gateway and a replica; the states that scheduler and agent publish come from here.
+
+    Requests go over the volatile Valkey, or over a Kafka; answers over the Valkey.
+    """
+    home = home / carrier
+    home.mkdir()
     async with AsyncExitStack() as stack:
         durable = stack.enter_context(valkey(durable=True))
         volatile = stack.enter_context(valkey(durable=False))
-        settings = Settings(home=home, bus_url=durable.bus_url, redis_url=volatile.unix_url, node="bench", api_key=KEY)
+        requests_url = volatile.unix_url
+        if carrier == "kafka":
+            requests_url = stack.enter_context(mortal_kafka()).url
+            requests.prepare(requests_url)
+        settings = Settings(
+            home=home,
+            bus_url=durable.bus_url,
+            redis_url=volatile.unix_url,
+            requests_url=requests_url,
+            node="bench",
+            api_key=KEY,
+        )
         bus = ValkeyBus(settings.bus_url, "benchmark")
         stack.callback(bus.close)
         target = Target(f"http://127.0.0.1:{(port := free_port())}", REF, KEY)
@@ -102,7 +120,10 @@ async def queued(spec: ReplicaSpec, home: Path) -> AsyncIterator[Target]:
 def gateway_environment(settings: Settings, port: int) -> dict[str, str]:
     """`LLMOS_*` as an operator would set it."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
-    ours = {name: str(getattr(settings, name)) for name in ("home", "bus_url", "redis_url", "node", "api_key")}
+    ours = {
+        name: str(getattr(settings, name))
+        for name in ("home", "bus_url", "redis_url", "requests_url", "node", "api_key")
+    }
     ours |= {"port": str(port), "log_level": "warning"}
     return {**others, **{f"LLMOS_{name.upper()}": value for name, value in ours.items()}}
 
