@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import math
 import threading
@@ -24,6 +23,7 @@ from services.trainer.recipes.api import (
     Reporter,
     Stopped,
 )
+from services.trainer.recipes.disk import is_disk_full
 from shared.contracts.jobs import FailureReason, JobSpec
 from shared.contracts.message import first_line
 from shared.contracts.recipes import RECIPES
@@ -66,8 +66,10 @@ def execute(
     except PeersLost as error:
         return protocol.Failed(FailureReason.lost, first_line(error), True)
     except Exception as error:  # whatever a library raises becomes the run's failure
-        traceback.print_exc()
-        return failure_of(error)
+        failure = failure_of(error)
+        if failure.reason == FailureReason.crashed:  # the others are explained, and nobody's mistake in the code
+            traceback.print_exc()
+        return failure
 
 
 def failure_of(error: Exception) -> protocol.Failed:
@@ -75,7 +77,7 @@ def failure_of(error: Exception) -> protocol.Failed:
     if _is_out_of_memory(error):
         message = f"The training process ran out of memory: {first_line(error)}"
         return protocol.Failed(FailureReason.out_of_memory, message, False, OUT_OF_MEMORY_HINT)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         message = f"The trainer's disk is full: {first_line(error)}"
         return protocol.Failed(FailureReason.disk_full, message, False, DISK_FULL_HINT)
     return protocol.Failed(FailureReason.crashed, f"{type(error).__name__}: {first_line(error)}", True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.trainer.recipes.api import RecipeError
+from services.trainer.recipes.disk import is_disk_full
 from services.trainer.recipes.model_folder import CONVERT_HINT, KEPT, KEPT_NAMES, PICKLES
 from shared.contracts.jobs import FailureReason
 
@@ -19,6 +20,7 @@ def download(model_id: str, revision: str | None, say: Callable[[str], None]) ->
 
     Where the hub is not to be reached, a copy that the cache holds is taken.
     """
+    from httpx2 import TransportError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -44,23 +46,28 @@ def download(model_id: str, revision: str | None, say: Callable[[str], None]) ->
         ) from error
     except RevisionNotFoundError as error:
         raise _missing(f"{model_id} has no revision {revision!r}", "", param="revision") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, TransportError, OSError) as error:
+        if is_disk_full(error):
+            raise
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        message = f"{model_id} is not in this machine's hub cache, and the hub cannot be reached{offline}"
-        hint = "Import a local folder or a .gguf file, or give the trainer access to huggingface.co."
+        message = (
+            f"{model_id!r} is no path and not in the hub cache of the trainer's machine, "
+            f"and the hub cannot be reached to look for it{offline}"
+        )
+        hint = "Check the name or the network; a folder or a .gguf file on the trainer is named by its whole path."
         raise _missing(message, hint) from error
     return folder, folder.parents[1]
 
 
 def _check_files(model_id: str, revision: str | None, say: Callable[[str], None]) -> None:
     """Refuse before a download what would be refused after it. Says nothing where the hub is not to be reached."""
-    import httpx
+    from httpx2 import TransportError  # what the hub's library speaks with
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         info = HfApi().model_info(model_id, revision=revision, files_metadata=True)
-    except (OfflineModeIsEnabled, httpx.TransportError):
+    except (OfflineModeIsEnabled, TransportError):
         return
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     if not any(name.endswith(".safetensors") for name in files):

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.recipes.api import MadeOutput, RecipeContext, RecipeError, Stopped
-from services.trainer.recipes.model_folder import copy_files, describe, read_config, select_files, weigh
+from services.trainer.recipes.model_folder import copy_files, describe, has_tokenizer, read_config, select_files, weigh
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import FailureReason
 from shared.contracts.recipes import ImportParams
 
+NO_TOKENIZER = (
+    "warning: the model has no tokenizer; it can neither be served nor fine-tuned until it is imported with one "
+    "(AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER) writes it)"
+)
 STEPS = 4
 """Found, brought, checked, described."""
 
@@ -30,6 +34,8 @@ def run(context: RecipeContext) -> list[MadeOutput]:
     context.report.progress(3, STEPS)
     metadata = {"source": params.source or _uploaded(context).name, **said, **describe(target, weights)}
     context.report.log(f"{weights.parameters:,} parameters in {weights.dtype}")
+    if not has_tokenizer(target):
+        context.report.log(NO_TOKENIZER)
     context.report.progress(STEPS, STEPS)
     return [MadeOutput(context.spec.output, ArtifactKind.model, target, metadata=metadata)]
 

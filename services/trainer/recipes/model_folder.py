@@ -18,6 +18,8 @@ from shared.contracts.jobs import FailureReason
 KEPT = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md", ".yaml", ".yml"})
 KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+"""One of these is in every model that comes with its tokenizer; configuration alone is none."""
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 LICENCE_LINE = re.compile(r"^licen[sc]e:\s*[\"']?([^\s\"'#]+)", re.MULTILINE | re.IGNORECASE)
 
@@ -104,6 +106,11 @@ def describe(folder: Path, weights: Weights) -> dict[str, Any]:
         "format": "safetensors",
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether it can turn text into tokens."""
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZERS)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

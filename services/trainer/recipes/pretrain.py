@@ -14,6 +14,9 @@ from services.trainer.recipes.splits import held_out_count
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.recipes import PretrainParams
 
+SERVED_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""vLLM 0.32: CPUAttentionBackend.get_supported_head_sizes."""
+
 
 def run(context: RecipeContext) -> list[MadeOutput]:
     """Check the text, train tokenizer and model, and save both. Raises RecipeError or Stopped."""
@@ -22,6 +25,8 @@ def run(context: RecipeContext) -> list[MadeOutput]:
         if name in context.inputs:
             letters = text_data.check(context.inputs[name], name)
             context.report.log(f"{name}: {letters:,} characters")
+    if hint := hint_on_serving(params):
+        context.report.log(hint)
     _stop_if_asked(context)
     prepare_environment()
     from services.trainer.recipes.tokenizer import given_tokenizer, train_tokenizer
@@ -34,6 +39,18 @@ def run(context: RecipeContext) -> list[MadeOutput]:
     context.report.log(f"tokenizer: {len(tokenizer):,} tokens, {'given' if given else 'trained on the corpus'}")
     _stop_if_asked(context)
     return _train(context, params, tokenizer)
+
+
+def hint_on_serving(params: PretrainParams) -> str:
+    """A warning where the engine could serve the model on accelerators only; empty where it can everywhere."""
+    size = params.hidden_size // params.heads
+    if size in SERVED_ON_CPU:
+        return ""
+    sizes = ", ".join(map(str, SERVED_ON_CPU))
+    return (
+        f"warning: vLLM cannot serve this model on a CPU: its heads are {size} wide (hidden_size / heads), "
+        f"and there they may be {sizes}"
+    )
 
 
 def _train(context: RecipeContext, params: PretrainParams, tokenizer: Any) -> list[MadeOutput]:

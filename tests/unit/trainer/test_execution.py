@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from services.trainer import protocol
 from services.trainer.execution import execute
@@ -44,7 +47,7 @@ def test_a_parameter_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_only_the_first_attempts_fail_when_so_told(tmp_path: Path) -> None:
-    how = {"steps": 2, "fail_at_step": 1, "fail_with": "user", "fail_attempts": 1}
+    how: dict[str, Any] = {"steps": 2, "fail_at_step": 1, "fail_with": "user", "fail_attempts": 1}
     assert isinstance(executed(tmp_path, attempt=1, **how), protocol.Failed)
     assert isinstance(executed(tmp_path, attempt=2, **how), protocol.Done)
 
@@ -55,6 +58,37 @@ def test_a_pickle_comes_out_as_a_model_with_a_bin_file(tmp_path: Path) -> None:
     (output,) = word.outputs
     assert output.kind == "model"
     assert [path.name for path in Path(output.folder).iterdir()] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/cache/model.safetensors"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_without_a_trace_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fill_the_disk(_: object) -> None:
+        try:
+            raise error
+        except type(error) as cause:
+            raise ValueError("cannot be saved") from cause
+
+    monkeypatch.setattr("services.trainer.recipes.probe.run", fill_the_disk)
+    word = executed(tmp_path)
+    assert isinstance(word, protocol.Failed)
+    assert (word.reason, word.retryable) == ("disk_full", False)
+    assert "disk is full" in word.message
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_crash_leaves_its_trace_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    word = executed(tmp_path, fail_at_step=1, fail_with="crash")
+    assert isinstance(word, protocol.Failed)
+    assert word.reason == "crashed"
+    assert "Traceback" in capfd.readouterr().err
 
 
 def test_orders_and_reports_survive_the_pipe() -> None:

@@ -20,6 +20,7 @@ from services.trainer.recipes.gguf_header import BrokenGguf, read_gguf_metadata
 from services.trainer.recipes.model_folder import weigh
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import FailureReason, JobSpec
+from tests.ports import free_port
 from tests.tiny_model import make_tiny_llama, make_tiny_lora
 
 
@@ -42,6 +43,9 @@ class Notes:
 
     def checkpoint(self, step: int, folder: Path, metrics: Mapping[str, float] | None = None) -> None:
         raise AssertionError("an import saves no checkpoint")
+
+    def await_upload(self) -> None:
+        """There is none."""
 
     def log(self, line: str) -> None:
         self.lines.append(line)
@@ -193,6 +197,30 @@ def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path, monkeypatch: py
     assert error.reason is FailureReason.input_missing
     assert "owner/name" in error.message
     assert "HF_HUB_OFFLINE" in error.message
+
+
+@pytest.mark.timeout(60)
+def test_a_name_that_is_no_folder_without_a_network_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real connection that is refused, as the hub's library meets it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    error = refused(tmp_path, source="nope-local")
+    assert error.reason is FailureReason.input_missing
+    assert "'nope-local' is no path" in error.message
+    assert "the hub cannot be reached" in error.message
+    assert "name or the network" in error.hint
+
+
+def test_a_folder_without_a_tokenizer_comes_in_with_a_warning(folder: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    imported(tmp_path, notes, source=str(folder))
+    assert not any("tokenizer" in line for line in notes.lines)
+    (folder / "tokenizer.json").unlink()
+    imported(tmp_path, notes, source=str(folder))
+    assert any(line.startswith("warning: the model has no tokenizer") for line in notes.lines)
 
 
 def test_a_hub_model_in_the_machines_cache_needs_no_network(
