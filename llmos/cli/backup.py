@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,8 +44,9 @@ def backup(context: typer.Context, place: Where, as_json: AsJson = False) -> Non
         from shared.backup.taking import take
 
         settings = _settings(context)
-        system, to = system_of(settings, must_exist=True), place_at(place, settings, must_exist=False)
-        taken = take(system, to, progress)
+        with closing(system_of(settings, must_exist=True)) as system:
+            to = place_at(place, settings, must_exist=False)
+            taken = take(system, to, progress)
     head = taken.backup
     value = {
         **_shown(head),
@@ -100,9 +101,9 @@ def restore(
         at = place_at(place, settings, must_exist=True)
         head = at.backup(wanted)
         _refuse_used_bus(settings)
-        system = system_of(settings, must_exist=False)
-        done = bring_back(system, at, head, lambda: _clear_embedded_bus(session, settings), replace, progress)
-        verified = verify_system(system, progress) if check else Verified()
+        with closing(system_of(settings, must_exist=False)) as system:
+            done = bring_back(system, at, head, lambda: _clear_embedded_bus(session, settings), replace, progress)
+            verified = verify_system(system, progress) if check else Verified()
     value = {
         **_shown(head),
         "place": at.name,
@@ -134,7 +135,8 @@ def verify(
 
         settings = _settings(context)
         if place is None:
-            verified = verify_system(system_of(settings, must_exist=True), progress)
+            with closing(system_of(settings, must_exist=True)) as system:
+                verified = verify_system(system, progress)
         else:
             at = place_at(place, settings, must_exist=True)
             verified = verify_backup(at, at.backup(wanted), progress)

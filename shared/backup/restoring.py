@@ -75,14 +75,13 @@ def check_empty(system: System, entries: list[Entry]) -> None:
     """Raises Occupied, saying what is there. What a restore that broke off has brought already is not in the way."""
     for service in SERVICES:
         with system.snapshot(service) as sql:
-            for table in tables_of(sql):
-                count = 0 if table.name in OWN else sql.scalar(select(func.count()).select_from(table))
-                if count:
-                    raise Occupied(
-                        f"the system is not empty: the {service}'s table {table.name} holds {count} rows. To put the "
-                        "backup in the place of all that is there, or to go on after a restore that broke off, add "
-                        "--replace"
-                    )
+            tables = [table for table in tables_of(sql) if table.name not in OWN]
+            count = sum(sql.scalar(select(func.count()).select_from(table)) or 0 for table in tables)
+        if count:
+            raise Occupied(
+                f"the system is not empty: the {service}'s database holds {count} rows. To put the backup in the "
+                "place of all that is there, or to go on after a restore that broke off, add --replace"
+            )
     ours = {entry.key: entry.size_bytes for entry in entries}
     for prefix in (BLOBS, MANIFESTS, STAGING):
         for found in system.store.list(prefix):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from shared.backup.errors import Away, Occupied, Unusable
+from shared.backup.rows import REVISIONS
 from shared.contracts.artifacts import ArtifactVersionState
 from shared.db import AWAY, open_database, why
 from shared.db.postgres import refusal
@@ -132,6 +133,13 @@ def system_of(settings: Settings, *, must_exist: bool) -> System:
     return System(engines, connect(settings))
 
 
+def revision_of(sql: Connection, service: str) -> str:
+    """That of the schema. Raises Unusable where there is none."""
+    if not inspect(sql).has_table(REVISIONS):
+        raise Unusable(f"there is no system: the {service}'s database has no tables")
+    return str(sql.execute(text(f"SELECT version_num FROM {REVISIONS}")).scalar_one())
+
+
 @contextmanager
 def explained(engine: Engine, service: str) -> Iterator[None]:
     """The database's errors as sentences. Raises SettingsError where it refuses us for good."""
@@ -144,5 +152,5 @@ def explained(engine: Engine, service: str) -> Iterator[None]:
         if "lock timeout" in str(error.orig) or "database is locked" in str(error.orig):
             raise Occupied(f"somebody works on the {service}'s database: stop the services first") from error
         if isinstance(error, AWAY):
-            raise Away(f"the {service}'s database does not answer: {why(error)}") from error
+            raise Away(f"the {service}'s database does not work: {why(error)}") from error
         raise

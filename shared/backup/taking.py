@@ -11,14 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, inspect, text
-
 from shared.backup.copying import Progress, side_by_side
-from shared.backup.errors import Unusable
 from shared.backup.index import Entry, read_store, write_index
 from shared.backup.place import INDEX, Backup, Part, Place, copy_verified
-from shared.backup.rows import REVISIONS, write_rows
-from shared.backup.system import SERVICES, System, registrys_knowledge
+from shared.backup.rows import write_rows
+from shared.backup.system import SERVICES, System, registrys_knowledge, revision_of
 from shared.contracts.artifacts import ArtifactVersionState, blob_key
 from shared.store.port import ObjectNotFound
 from shared.version import installed_version
@@ -90,17 +87,11 @@ def _dump(system: System, place: Place, backup_id: str, progress: Progress) -> D
     for service in SERVICES:
         progress.step(f"saves the {service}'s database")
         with system.snapshot(service) as sql, place.writer(backup_id, f"{service}.rows") as file:
-            rows[service] = write_rows(sql, service, _revision(sql, service), file)
+            rows[service] = write_rows(sql, service, revision_of(sql, service), file)
             if service == "registry":
                 versions = list(registrys_knowledge().artifacts(sql))
         parts[service] = file.part
     return Dumps(parts, rows, versions)
-
-
-def _revision(sql: Connection, service: str) -> str:
-    if not inspect(sql).has_table(REVISIONS):
-        raise Unusable(f"the {service}'s database has no tables yet: there is nothing to save")
-    return str(sql.execute(text(f"SELECT version_num FROM {REVISIONS}")).scalar_one())
 
 
 def _copy_objects(system: System, place: Place, copied: Copied, progress: Progress) -> list[Entry]:

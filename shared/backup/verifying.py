@@ -10,7 +10,7 @@ from shared.backup.errors import Damaged
 from shared.backup.index import Entry, read_index
 from shared.backup.place import INDEX, Backup, Place, hash_of
 from shared.backup.rows import read_header
-from shared.backup.system import System, registrys_knowledge
+from shared.backup.system import System, registrys_knowledge, revision_of
 from shared.contracts.artifacts import ArtifactVersionState, blob_key
 from shared.store.port import CorruptArtifact, ObjectNotFound, ObjectStore
 from shared.store.staging import read_manifest
@@ -37,6 +37,7 @@ class Verified:
 def verify_system(system: System, progress: Progress) -> Verified:
     """Every version that the registry knows, read whole; equal files once. Raises BackupError, StoreError."""
     with system.snapshot("registry") as sql:
+        revision_of(sql, "registry")
         versions = list(registrys_knowledge().artifacts(sql))
     sizes = {file.sha256: file.size_bytes for state in versions for file in state.manifest.files}
     problems = _check_blobs(system.store, sizes, progress)
