@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,20 @@ def _object(raw: bytes, name: str, number: int, param: str) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        reason = f"not valid JSON: {error.msg.split(': line')[0]} at column {error.colno}"
+        reason = f"not valid JSON: {_why_no_json(text, error)} at column {error.colno}"
         raise bad_line(name, number, reason, param, "Each line must be one JSON object.") from error
     if not isinstance(value, dict):
         raise bad_line(name, number, f"a JSON object is needed, not {_kind(value)}", param)
     return value
+
+
+def _why_no_json(text: str, error: orjson.JSONDecodeError) -> str:
+    """In words of the data where Python's own json would have written what JSON does not know."""
+    if word := re.match(r"NaN|Infinity", text[error.pos :]):
+        return f"{word[0]} is no number of JSON"
+    if "surrogate" in error.msg:
+        return "half a character (a \\uD800 to \\uDFFF without its other half)"
+    return str(error.msg).split(": line")[0]
 
 
 def _kind(value: object) -> str:

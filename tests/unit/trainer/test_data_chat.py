@@ -30,6 +30,12 @@ def refusal(folder: Path, *lines: object) -> str:
 
 REFUSED: list[tuple[object, str]] = [
     (b'{"messages": [}', "not valid JSON: unexpected character, expected a JSON value at column 15"),
+    (b'{"score": NaN, "messages": []}', "not valid JSON: NaN is no number of JSON at column 11"),
+    (b'{"score": -Infinity}', "not valid JSON: Infinity is no number of JSON at column 12"),
+    (
+        b'{"a": "\\ud83d", "messages": []}',
+        "not valid JSON: half a character (a \\uD800 to \\uDFFF without its other half)",
+    ),
     (b'{"messages": "\xff"}', "not UTF-8: byte 0xff at offset 14 of the line"),
     (b"[1, 2]", "a JSON object is needed, not a list"),
     (b"null", "a JSON object is needed, not null"),
