@@ -34,7 +34,7 @@ REFUSED: list[tuple[object, str]] = [
     (b'{"score": -Infinity}', "not valid JSON: Infinity is no number of JSON at column 12"),
     (
         b'{"a": "\\ud83d", "messages": []}',
-        "not valid JSON: half a character (a \\uD800 to \\uDFFF without its other half)",
+        "not valid JSON: half a character (a \\uD800 to \\uDFFF without its other half) at column 8",
     ),
     (b'{"messages": "\xff"}', "not UTF-8: byte 0xff at offset 14 of the line"),
     (b"[1, 2]", "a JSON object is needed, not a list"),
