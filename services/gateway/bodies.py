@@ -1,64 +1,27 @@
-"""What comes in: JSON that can go on to the bus and into SQL, and what makes two requests the same one."""
+"""What comes in: the form of bodies and cursors, and what makes two requests the same one."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from services.gateway.auth import Caller
 from services.gateway.errors import BadRequest
 from services.gateway.submissions import Asked
+from shared.contracts.artifacts import NAME_PATTERN
+from shared.contracts.written import Written
 
-DEEPEST = 32
-INT64 = 2**63
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Body(BaseModel):
-    """A JSON body. Unknown fields are errors, and so is what JSON can say but the system cannot keep."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _can_be_kept(cls, value: Any) -> Any:
-        check_keepable(value)
-        return value
-
-
-def check_keepable(value: Any, depth: int = 0) -> None:
-    """No NUL, no half surrogate pairs, no NaN, no integer over 64 bits, no abyss of brackets. Raises ValueError."""
-    if depth > DEEPEST:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
-    match value:
-        case str():
-            _check_text(value)
-        case float() if not math.isfinite(value):
-            raise ValueError("NaN and Infinity are no JSON numbers")
-        case int() if not -INT64 <= value < INT64:
-            raise ValueError("an integer has more than 64 bits")
-        case dict():
-            for key, item in value.items():
-                check_keepable(key, depth + 1)
-                check_keepable(item, depth + 1)
-        case list():
-            for item in value:
-                check_keepable(item, depth + 1)
-
-
-def _check_text(text: str) -> None:
-    if "\0" in text:
-        raise ValueError("a text contains a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text is not valid Unicode") from None
+class Body(Written):
+    """A JSON body. Unknown fields are errors."""
 
 
 async def _asked(
@@ -115,5 +78,28 @@ def _is_retry(count: str | None) -> bool:
 Asking = Annotated[Asked, Depends(_asked)]
 """What a route writes to make its command once, however often it is asked."""
 
-After = Annotated[str | None, Query(max_length=255, description="The last id of the page before.")]
+INVALID_CURSOR = "invalid_cursor"
+
+
+def cursor(form: str) -> AfterValidator:
+    """Another form is no id of a page. An id of the right form may be gone since: it still is a place to go on from."""
+    pattern = re.compile(form)
+
+    def check(after: str | None) -> str | None:
+        if after and not pattern.fullmatch(after):
+            raise PydanticCustomError(
+                INVALID_CURSOR, "{after} is no cursor; take the 'last_id' of the page before", {"after": repr(after)}
+            )
+        return after or None
+
+    return AfterValidator(check)
+
+
+_AFTER = Query(max_length=255, description="The last id of the page before.")
+After = Annotated[str | None, _AFTER]
+AfterJob = Annotated[str | None, _AFTER, cursor(r"job-[0-9a-f]{28}")]
+AfterFile = Annotated[str | None, _AFTER, cursor(r"file-[0-9a-f]{28}")]
+AfterName = Annotated[str | None, _AFTER, cursor(NAME_PATTERN.pattern)]
+AfterEvent = Annotated[str | None, _AFTER, cursor(r"ftevent-[a-z]+-\d+-\d+")]
+AfterCheckpoint = Annotated[str | None, _AFTER, cursor(r"ftckpt-job-[0-9a-f]{28}-\d+-\d+")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items per page.")]

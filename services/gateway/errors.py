@@ -16,7 +16,7 @@ ApiError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -141,11 +141,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def from_validation(errors: list[Any]) -> BadRequest:
-    """pydantic's first error as one sentence that names the field."""
+def from_validation(errors: list[Any], asked: Any = None) -> BadRequest:
+    """pydantic's first error as one sentence that names the field. `asked` is the body that it was found in."""
     first = errors[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    param = ".".join(where) or None
+    source, *path = first["loc"]
+    where = (
+        path[:1] if source in ("query", "path", "header") else _path(path if source == "body" else first["loc"], asked)
+    )
+    param = ".".join(str(part) for part in where) or None
     match first["type"]:
         case "json_invalid":
             return BadRequest(f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
@@ -155,8 +158,28 @@ def from_validation(errors: list[Any]) -> BadRequest:
             return BadRequest("The body is missing: send a JSON object.", code="missing_body")
         case "missing":
             return BadRequest(f"The field {param!r} is missing.", param=param, code="missing_field")
-        case _:
-            return BadRequest(f"{param or 'The body'}: {first['msg']}.", param=param, code="invalid_value")
+        case "model_attributes_type" | "model_type" | "dict_type" if param is None:
+            return BadRequest("The body must be a JSON object.", code="invalid_value")
+        case "value_error":
+            return BadRequest(f"{param or 'The body'}: {first['ctx']['error']}.", param=param, code="invalid_value")
+        case kind:
+            code = kind if kind == "invalid_cursor" else "invalid_value"
+            return BadRequest(f"{param or 'The body'}: {first['msg']}.", param=param, code=code)
+
+
+def _path(loc: Sequence[int | str], value: Any) -> list[int | str]:
+    """The part of a place that is the client's: pydantic also names the member of a union that it tried last."""
+    path: list[int | str] = []
+    for part in loc:
+        match value:
+            case dict():
+                value = value.get(part)
+            case list() if isinstance(part, int) and part < len(value):
+                value = value[part]
+            case _:
+                continue
+        path.append(part)
+    return path
 
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
@@ -166,7 +189,7 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return from_validation(list(error.errors())).response()
+    return from_validation(list(error.errors()), error.body).response()
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

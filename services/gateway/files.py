@@ -13,8 +13,9 @@ from services.gateway.errors import Forbidden
 from services.gateway.gateway import Gateway
 from services.gateway.ids import new_id
 from services.gateway.keys import Principal
+from services.gateway.limits import announced_bytes
 from services.gateway.submissions import Asked, Order
-from services.gateway.uploads import Received, Sink, receive
+from services.gateway.uploads import Received, Sink, receive, too_large
 from services.gateway.view.files import File
 from services.gateway.waiting import shown
 from shared.contracts.artifacts import (
@@ -32,13 +33,18 @@ from shared.store.staging import staged_file_key, staged_manifest_key
 
 REGISTRATION_S = 10.0
 """How long an upload waits for the registry before it answers `uploaded`."""
+FORM_BYTES = 64 * 2**10
+"""Room in a body for what is not the file: boundaries, headers, the purpose."""
 
 
 async def upload(here: Gateway, caller: Principal, request: Request) -> File:
     """Stream into the store, commit the order to publish it, wait a little for the registry."""
-    room = await to_thread.run_sync(room_left, here, caller, request.headers.get("content-length"))
+    announced, limit = announced_bytes(request.headers.get("content-length")), here.settings.max_upload_bytes
+    if announced > limit + FORM_BYTES:
+        raise too_large(limit)
+    room = await to_thread.run_sync(room_left, here, caller, announced)
     file_id = new_id("file")
-    sink = Sink(here.store, upload_prefix(file_id), min(here.settings.max_upload_bytes, room))
+    sink = Sink(here.store, upload_prefix(file_id), min(limit, room))
     received = await receive(request.stream(), request.headers.get("content-type"), sink)
     asked = asked_with(caller.tenant, request, _identity(received))
     file = await to_thread.run_sync(_register, here, asked, file_id, received)
@@ -46,12 +52,11 @@ async def upload(here: Gateway, caller: Principal, request: Request) -> File:
     return await shown(here, key, lambda: _settled(here, file), REGISTRATION_S) or file
 
 
-def room_left(here: Gateway, caller: Principal, content_length: str | None) -> int:
+def room_left(here: Gateway, caller: Principal, announced: int) -> int:
     """Bytes that the tenant may still store. Raises Forbidden when the request would not fit."""
     limit = caller.limits.get("max_storage_bytes", here.settings.max_storage_bytes)
     left = limit - here.view.artifacts.stored_bytes(caller.tenant) - here.view.files.unregistered_bytes(caller.tenant)
-    announced = int(content_length) if content_length and content_length.isdecimal() else 1
-    if min(announced, here.settings.max_upload_bytes) > left:
+    if max(1, min(announced, here.settings.max_upload_bytes)) > left:
         raise Forbidden(
             f"This tenant may store {limit} bytes and has {max(left, 0)} left; delete what is not needed.",
             code="storage_limit",

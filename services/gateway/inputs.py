@@ -47,8 +47,8 @@ def pin(here: Gateway, tenant: str, ref: str, kinds: frozenset[ArtifactKind], pa
             )
     found = here.view.artifacts.get(tenant, ref, param)
     if found.kind not in kinds:
-        wanted = " or ".join(sorted(kinds))
-        raise BadRequest(f"{ref!r} is a {found.kind}; a {wanted} is needed here.", param=param, code="wrong_kind")
+        wanted = " or ".join(kind.one for kind in sorted(kinds))
+        raise BadRequest(f"{ref!r} is {found.kind.one}; {wanted} is needed here.", param=param, code="wrong_kind")
     return found.pin
 
 

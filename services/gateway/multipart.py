@@ -86,4 +86,4 @@ class MultipartReader:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace").replace("\0", "")
+    return raw.decode("utf-8", "replace")

@@ -30,7 +30,7 @@ async def set_alias(here: Gateway, caller: Principal, asked: Asked, command: Set
 
     def check() -> None:
         if command.version is None and command.alias not in here.view.artifacts.aliases(caller.tenant, command.name):
-            raise NotFound(f"{command.name!r} has no alias {command.alias!r}.", param="alias", code="alias_not_found")
+            raise no_alias(command.name, command.alias)
         if command.version is not None:
             here.view.artifacts.get(caller.tenant, f"{command.name}@{command.version}", "version")
 
@@ -38,6 +38,10 @@ async def set_alias(here: Gateway, caller: Principal, asked: Asked, command: Set
         return here.view.artifacts.aliases(caller.tenant, command.name).get(command.alias) == command.version
 
     await _order(here, asked, command, check, is_shown, response)
+
+
+def no_alias(name: str, alias: str) -> NotFound:
+    return NotFound(f"{name!r} has no alias {alias!r}.", param="alias", code="alias_not_found")
 
 
 async def delete_artifact(here: Gateway, caller: Principal, asked: Asked, ref: str, response: Response) -> None:

@@ -18,9 +18,10 @@ from shared.contracts.artifacts import NAME_PATTERN, ArtifactKind, ArtifactName
 from shared.contracts.jobs import JobSpec, JobState, JobStatus, Resources, SubmitJob
 from shared.contracts.recipes import RECIPES, ImportParams, Params, Recipe, SftParams, output_kind
 from shared.contracts.topics import JOBS_COMMANDS
+from shared.contracts.written import Printable
 
 P = TypeVar("P", bound=Params)
-Labels = dict[str, str]
+Labels = dict[Printable, Printable]
 
 
 class WantedResources(Resources, Body):
@@ -31,7 +32,7 @@ class WantedJob(Body):
     """A job to submit."""
 
     type: str = Field(description=f"One of: {', '.join(RECIPES)}.")
-    name: str = Field("", max_length=255, description="For people.")
+    name: Printable = Field("", max_length=255, description="For people.")
     inputs: dict[str, str] = Field(
         default_factory=dict, description="Input → file id, `name`, `name@3` or `name@alias`. Pinned at submission."
     )
@@ -118,7 +119,7 @@ def check_params(model: type[P], params: dict[str, Any], where: str = "params") 
         return model.model_validate(params)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise from_validation([{**first, "loc": (where, *first["loc"])}]) from None
+        raise from_validation([{**first, "loc": (where, *first["loc"])}], {where: params}) from None
 
 
 def resources_for(recipe: Recipe, wanted: Resources) -> Resources:
@@ -141,7 +142,7 @@ def check_output(here: Gateway, caller: Principal, name: str, kind: ArtifactKind
     known = here.view.artifacts.find(caller.tenant, name)
     if known and known.kind is not kind:
         raise Conflict(
-            f"{name!r} holds versions of kind {known.kind}, and this job publishes a {kind}; choose another 'output'.",
+            f"{name!r} holds versions of kind {known.kind}, and this job makes {kind.one}; choose another 'output'.",
             param="output",
             code="other_kind",
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from services.gateway.bodies import Body
 from services.gateway.errors import BadRequest
@@ -13,6 +14,7 @@ from services.gateway.inputs import check_source, is_folder, no_such_model, pin_
 from services.gateway.keys import Principal
 from services.gateway.submissions import Asked
 from services.gateway.submit import (
+    Labels,
     WantedResources,
     check_labels,
     check_output,
@@ -30,6 +32,18 @@ FIELDS = {"training_data": "training_file", "validation_data": "validation_file"
 RATE = float(SftParams.model_fields["learning_rate"].default)
 """What `learning_rate_multiplier` multiplies."""
 LONGEST_NAME = 128
+SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _check_suffix(suffix: str) -> str:
+    if not SUFFIX.fullmatch(suffix):
+        raise ValueError(
+            f"{suffix!r} is no suffix: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return suffix
+
+
+Suffix = Annotated[str, AfterValidator(_check_suffix)]
 
 
 class Hyperparameters(Body):
@@ -63,11 +77,11 @@ class WantedTuning(Body):
     model: str = Field(description="A model artifact, a deployment, a hub id (`owner/name`) or a folder.")
     training_file: str = Field(description="A file id, or an artifact of data.")
     validation_file: str | None = None
-    suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    suffix: Suffix | None = Field(None, description="Ends the new model's name.")
     seed: int | None = Field(None, ge=0, lt=2**32)
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: Labels | None = Field(None, max_length=16)
     integrations: list[Any] | None = Field(None, max_length=0, description="There are none here.")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of `sft`; they win.")
     resources: WantedResources = WantedResources()
@@ -84,6 +98,12 @@ def create_tuning(here: Gateway, caller: Principal, asked: Asked, wanted: Wanted
 
 def _resolve(here: Gateway, caller: Principal, wanted: WantedTuning) -> JobSpec:
     inputs, base = _base(here, caller, wanted.model)
+    if (other := wanted.params.get("base_model")) is not None and other != base.get("base_model"):
+        raise BadRequest(
+            f"Name the base once: 'model' is {wanted.model!r}, and the parameter 'base_model' {other!r}.",
+            param="params.base_model",
+            code="invalid_value",
+        )
     inputs["training_data"] = wanted.training_file
     if wanted.validation_file is not None:
         inputs["validation_data"] = wanted.validation_file
@@ -107,7 +127,9 @@ def _base(here: Gateway, caller: Principal, model: str) -> tuple[dict[str, str],
     """The base as an input, where it is an artifact; else as the parameter `base_model`."""
     if found := here.view.artifacts.find(caller.tenant, model):
         if found.kind is not ArtifactKind.model:
-            raise BadRequest(f"{model!r} is a {found.kind}; a model is needed here.", param="model", code="wrong_kind")
+            raise BadRequest(
+                f"{model!r} is {found.kind.one}; a model is needed here.", param="model", code="wrong_kind"
+            )
         return {"model": found.pin.ref}, {}
     if deployed := here.view.deployments.find(caller.tenant, model):
         return {"model": deployed.spec.model.ref}, {}

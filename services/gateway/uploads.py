@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -16,15 +16,24 @@ from starlette.requests import ClientDisconnect
 
 from services.gateway.errors import BadRequest, TooLarge
 from services.gateway.multipart import MultipartReader, PartBegins, PartEnds
+from shared.contracts.written import check_printable
 from shared.store.port import ObjectStore
 from shared.store.staging import staged_file_key
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+LISTED_PURPOSES = (*PURPOSES, "assistants_output", "batch_output", "fine-tune-results")
+"""OpenAI has files that it makes itself as well: a list of them is empty here."""
 BUFFER_BYTES = 2**20
 HEAD_BYTES = 2**20
 FIELD_BYTES = 4096
 RAW_TEXT = (".txt", ".md")
 """Text for pretraining may be uploaded for `fine-tune` as well; everything else there must be JSONL."""
+
+
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"The file is larger than {limit_bytes} bytes, the limit for uploads here.", param="file", code="file_too_large"
+    )
 
 
 @dataclass
@@ -61,11 +70,7 @@ class Sink:
     async def write(self, data: bytes) -> None:
         self._buffer += data
         if self.received.size_bytes + len(self._buffer) > self._limit:
-            raise TooLarge(
-                f"The file is larger than {self._limit} bytes, the limit for uploads here.",
-                param="file",
-                code="file_too_large",
-            )
+            raise too_large(self._limit)
         if len(self._buffer) >= BUFFER_BYTES:
             await to_thread.run_sync(self._flush)
 
@@ -127,8 +132,8 @@ async def _read(body: AsyncIterator[bytes], reader: MultipartReader, sink: Sink)
                 if piece.name == "file":
                     _check_file(sink, piece)
                     await sink.begin(piece.filename or "upload")
-                elif piece.name != "purpose":
-                    raise BadRequest(f"Unknown field {piece.name!r}.", param=piece.name, code="unknown_field")
+                else:
+                    _check_known(piece.name)
             elif part is not None and part.name == "file":
                 await (sink.end() if isinstance(piece, PartEnds) else sink.write(piece))
             elif part is not None and isinstance(piece, bytes):
@@ -140,11 +145,26 @@ async def _read(body: AsyncIterator[bytes], reader: MultipartReader, sink: Sink)
         raise BadRequest("The upload ends in the middle of a part; send it again.", code="upload_cut_off")
 
 
+def _check_known(name: str) -> None:
+    if name.partition("[")[0] == "expires_after":
+        raise BadRequest(
+            "Files do not expire here: leave 'expires_after' out, and delete the file when it is no longer needed.",
+            param="expires_after",
+            code="unsupported",
+        )
+    if name != "purpose":
+        raise BadRequest(f"Unknown field {name!r}; there are: file, purpose.", param=name, code="unknown_field")
+
+
 def _check_file(sink: Sink, part: PartBegins) -> None:
     if sink.received.path:
         raise BadRequest("Send one file at a time: there are two parts named 'file'.", param="file", code="two_files")
     if part.filename is None:
         raise BadRequest("The part 'file' must be a file with a name.", param="file", code="invalid_value")
+    try:
+        check_printable(part.filename)
+    except ValueError as error:
+        raise BadRequest(f"The file's name: {error}.", param="file", code="invalid_value") from error
 
 
 def _check_field(part: PartBegins, value: bytearray) -> None:
@@ -159,14 +179,19 @@ def check_upload(received: Received) -> None:
         raise BadRequest("The field 'file' is missing.", param="file", code="missing_field")
     if purpose is None:
         raise BadRequest("The field 'purpose' is missing.", param="purpose", code="missing_field")
-    if purpose not in PURPOSES:
-        raise BadRequest(
-            f"Unknown purpose {purpose!r}; there are: {', '.join(PURPOSES)}.", param="purpose", code="invalid_value"
-        )
+    check_purpose(purpose, PURPOSES)
     if not received.size_bytes:
         raise BadRequest(f"{received.filename!r} is empty.", param="file", code="empty_file")
     if purpose == "fine-tune":
         _check_text(received)
+
+
+def check_purpose(purpose: str, purposes: Sequence[str]) -> None:
+    """Raises BadRequest."""
+    if purpose not in purposes:
+        raise BadRequest(
+            f"Unknown purpose {purpose!r}; there are: {', '.join(purposes)}.", param="purpose", code="invalid_value"
+        )
 
 
 def _check_text(received: Received) -> None:
@@ -185,16 +210,16 @@ def _check_text(received: Received) -> None:
     first, ended, _ = text.lstrip().partition("\n")
     if not ended and not whole:
         return
-    if not _is_object(first):
+    if why := _why_no_object(first):
         raise BadRequest(
-            f"{received.filename!r}, line 1: not a JSON object; data for fine-tuning is JSONL, one object a line.",
+            f"{received.filename!r}, line 1: {why}; data for fine-tuning is JSONL, one object a line.",
             param="file",
             code="invalid_jsonl",
         )
 
 
-def _is_object(line: str) -> bool:
+def _why_no_object(line: str) -> str | None:
     try:
-        return isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        return False
+        return None if isinstance(orjson.loads(line), dict) else "not a JSON object"
+    except orjson.JSONDecodeError as error:
+        return f"not valid JSON ({error.msg} at column {error.colno})"

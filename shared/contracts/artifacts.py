@@ -20,6 +20,11 @@ class ArtifactKind(StrEnum):
     checkpoint = "checkpoint"
     report = "report"
 
+    @property
+    def one(self) -> str:
+        """`a model`, `an adapter`."""
+        return f"{'an' if self.value[0] in 'aeiou' else 'a'} {self.value}"
+
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ALIAS_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,63}")

@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from shared.contracts.artifacts import ArtifactKind
+from shared.contracts.written import Written
 
 Auto = Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class Params(BaseModel):
+class Params(Written):
     """The parameters of one recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ProbeParams(Params):

@@ -48,6 +48,10 @@ def test_versions_aliases_and_lineage(world: GatewayWorld, here: Running) -> Non
     moved = here.http.put("/v1/artifacts/base/aliases/production", json={"version": 1})
     assert (moved.status_code, moved.json()["version"]) == (200, 1)
     assert here.http.get("/v1/artifacts/base@production").json()["id"] == "base@1"
+    for alias, version in (("production", 1), ("latest", 2)):
+        assert here.http.get(f"/v1/artifacts/base/aliases/{alias}").json()["version"] == version
+    assert here.http.get("/v1/artifacts/base/aliases/nope").json()["error"]["code"] == "alias_not_found"
+    assert here.http.get("/v1/artifacts/nope/aliases/latest").json()["error"]["code"] == "artifact_not_found"
     assert here.http.get("/v1/artifacts/base").json()["aliases"] == {"latest": 2, "production": 1}
     assert here.http.delete("/v1/artifacts/base/aliases/production").status_code == 200
     assert here.http.get("/v1/artifacts/base@production").status_code == 404

@@ -89,6 +89,17 @@ def test_a_file_over_the_limit_is_413_however_it_comes(world: GatewayWorld, here
     assert staged(world) == []
 
 
+def test_an_upload_that_announces_more_than_the_limit_is_refused_before_it_comes(here: Running) -> None:
+    host, port = here.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 20000000000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(head.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_full_disk_is_507_and_leaves_nothing(world: GatewayWorld, here: Running, monkeypatch: Any) -> None:
     @contextmanager
     def full(self: LocalStore, key: str) -> Iterator[BinaryIO]:
@@ -187,6 +198,7 @@ def test_a_tenant_has_a_limit_of_storage(tmp_path: Path) -> None:
         ("a.jsonl", b"", "fine-tune", "file", "empty_file"),
         ("a.jsonl", b'{"a": 1\n', "fine-tune", "file", "invalid_jsonl"),
         ("a.jsonl", b"[1]\n", "fine-tune", "file", "invalid_jsonl"),
+        ("a.jsonl", b'{"a": NaN}\n', "fine-tune", "file", "invalid_jsonl"),
         ("a.jsonl", b'{"a": "\xff"}\n', "fine-tune", "file", "not_utf8"),
         ("a.jsonl", b"{}\n", "nonsense", "purpose", "invalid_value"),
         ("a.txt", b"\xff\xfe", "fine-tune", "file", "not_utf8"),

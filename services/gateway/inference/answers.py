@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from starlette.types import Send
 
+from services.gateway.errors import envelope
 from services.gateway.inference.dispatch import failure_of
 from services.gateway.inference.errors import InferenceError, NotOffered, ReplicaFailed
 from services.gateway.inference.pending import Reply
@@ -60,8 +61,8 @@ async def pass_on(reply: Reply, first: list[Frame], send: Send) -> int:
         data += more
     if error is not None and not streams:
         raise error
-    if status == 404 and data == NO_SUCH_ROUTE:
-        raise NotOffered("This model's engine does not answer here: embeddings, scores and ranks need a model for them")
+    if status >= 400 and ended:
+        headers, data = _as_error(status, headers, data)
     out = _Outgoing(reply, send)
     await out.start(status, headers)
     try:
@@ -90,7 +91,29 @@ async def read_whole(reply: Reply, first: list[Frame]) -> tuple[int, bytes]:
             raise error
         more, ended, error = read_pieces(await reply.take())
         data += more
-    return status, data
+    return status, in_envelope(data) if status >= 400 else data
+
+
+def _as_error(status: int, headers: list[tuple[bytes, bytes]], data: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer that is an error. Raises NotOffered."""
+    if status == 404 and data == NO_SUCH_ROUTE:
+        raise NotOffered("This model's engine does not answer here: embeddings, scores and ranks need a model for them")
+    data = in_envelope(data)
+    others = [(name, value) for name, value in headers if name != b"content-length"]
+    return [*others, (b"content-length", str(len(data)).encode())], data
+
+
+def in_envelope(data: bytes) -> bytes:
+    """An engine's error as all errors are here: what its web framework refuses it answers in a form of its own."""
+    try:
+        answer = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data
+    if not isinstance(answer, dict) or "detail" not in answer or "error" in answer:
+        return data
+    detail = answer["detail"]
+    message = detail if isinstance(detail, str) else msgspec.json.encode(detail).decode()
+    return msgspec.json.encode(envelope(f"The engine refused: {message}", "invalid_request_error"))
 
 
 class AnswerBrokeOff(Exception):

@@ -84,7 +84,7 @@ class Artifacts:
 
 def _not_deployed(ref: str, known: Known, served: str) -> InferenceError:
     if known.kind not in SERVABLE:
-        return ModelNotFound(f"{ref!r} is a {known.kind}, not a model. {served}", param="model")
+        return ModelNotFound(f"{ref!r} is {known.kind.one}, not a model. {served}", param="model")
     if known.kind is ArtifactKind.adapter:
         base = known.base or "its base model"
         how = f"deploy {base} with `llmos deploy {base}`" if known.base else f"deploy {base}"

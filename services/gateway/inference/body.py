@@ -36,6 +36,7 @@ class Body:
     def __init__(self, raw: bytes) -> None:
         """Raises InvalidRequest for what is no JSON object, and for a `model` that is no name."""
         try:
+            raw.decode()  # fields are not looked into, and the engine would refuse it in other words
             self._fields = _fields.decode(raw)
         except msgspec.ValidationError as error:
             raise InvalidRequest('The body must be a JSON object such as {"model": "my-model", …}.') from error
@@ -70,4 +71,6 @@ def encode_json(value: Any) -> bytes:
 
 
 def _not_json(error: Exception) -> InvalidRequest:
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest(f"The body is not valid UTF-8: byte {error.start + 1} cannot be read.")
     return InvalidRequest(f"The body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}.")

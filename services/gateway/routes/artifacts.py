@@ -11,16 +11,17 @@ from pydantic import Field
 from services.gateway import answers
 from services.gateway.answers import artifacts as shapes
 from services.gateway.auth import Caller
-from services.gateway.bodies import After, Asking, Body, Limit
+from services.gateway.bodies import AfterName, Asking, Body, Limit
 from services.gateway.errors import BadRequest, NotFound
 from services.gateway.gateway import Here
 from services.gateway.objects import begun, disposition, serve_file
-from services.gateway.registry import delete_artifact, lineage, set_alias
+from services.gateway.reading import StrictRoute
+from services.gateway.registry import delete_artifact, lineage, no_alias, set_alias
 from services.gateway.view.paging import Order
 from shared.contracts.artifacts import ArtifactKind, SetAlias, check_alias, check_name
 from shared.store.tar import tar_stream
 
-router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
 
 class WantedAlias(Body):
@@ -32,7 +33,7 @@ def list_artifacts(
     here: Here,
     caller: Caller,
     kind: Annotated[list[ArtifactKind] | None, Query(description="Only these kinds.")] = None,
-    after: After = None,
+    after: AfterName = None,
     limit: Limit = 100,
     order: Order = "asc",
 ) -> dict[str, Any]:
@@ -74,6 +75,16 @@ def aliases(name: str, here: Here, caller: Caller) -> dict[str, int]:
     """Alias → version."""
     here.view.artifacts.get(caller.tenant, name, "name")
     return here.view.artifacts.aliases(caller.tenant, name)
+
+
+@router.get("/{name}/aliases/{alias}")
+def get_alias(name: str, alias: str, here: Here, caller: Caller) -> dict[str, Any]:
+    """The version that an alias points to; `latest` is one."""
+    here.view.artifacts.get(caller.tenant, name, "name")
+    version = here.view.artifacts.aliases(caller.tenant, name).get(alias)
+    if version is None:
+        raise no_alias(name, alias)
+    return {"object": "artifact.alias", "name": name, "alias": alias, "version": version}
 
 
 @router.put("/{name}/aliases/{alias}")

@@ -13,9 +13,10 @@ from services.gateway.auth import Caller
 from services.gateway.bodies import Asking, Body
 from services.gateway.deploying import WantedDeployment, deploy
 from services.gateway.gateway import Here
+from services.gateway.reading import StrictRoute
 from shared.contracts.artifacts import ArtifactName
 
-router = APIRouter(prefix="/api/models", tags=["compatibility"])
+router = APIRouter(prefix="/api/models", tags=["compatibility"], route_class=StrictRoute)
 
 
 class WantedServing(Body):

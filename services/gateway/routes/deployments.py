@@ -9,12 +9,13 @@ from fastapi import APIRouter, Response
 from services.gateway import answers
 from services.gateway.answers import deployments as shapes
 from services.gateway.auth import Caller
-from services.gateway.bodies import After, Asking, Limit
+from services.gateway.bodies import AfterName, Asking, Limit
 from services.gateway.deploying import WantedDeployment, WantedScale, deploy, scale, undeploy
 from services.gateway.gateway import Gateway, Here
+from services.gateway.reading import StrictRoute
 from services.gateway.view.deployments import Deployment
 
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
+router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=StrictRoute)
 
 
 @router.post("", status_code=202)
@@ -26,7 +27,7 @@ def create(wanted: WantedDeployment, here: Here, caller: Caller, asked: Asking, 
 
 
 @router.get("")
-def list_deployments(here: Here, caller: Caller, after: After = None, limit: Limit = 100) -> dict[str, Any]:
+def list_deployments(here: Here, caller: Caller, after: AfterName = None, limit: Limit = 100) -> dict[str, Any]:
     found = here.view.deployments.page(caller.tenant, after=after, limit=limit)
     return answers.listed([_shape(here, one) for one in found.items], found.has_more)
 

@@ -10,15 +10,16 @@ from fastapi.responses import Response, StreamingResponse
 from services.gateway import answers
 from services.gateway.answers.files import file_object
 from services.gateway.auth import Caller
-from services.gateway.bodies import Asking
+from services.gateway.bodies import AfterFile, Asking
 from services.gateway.errors import BadRequest, Conflict
 from services.gateway.files import delete_file, upload
 from services.gateway.gateway import Here
 from services.gateway.objects import serve_file
-from services.gateway.uploads import PURPOSES
+from services.gateway.reading import StrictRoute
+from services.gateway.uploads import LISTED_PURPOSES, PURPOSES, check_purpose
 from services.gateway.view.paging import Order
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictRoute)
 
 _FORM = {
     "type": "object",
@@ -43,11 +44,13 @@ def list_files(
     here: Here,
     caller: Caller,
     purpose: Annotated[str | None, Query(max_length=64)] = None,
-    after: Annotated[str | None, Query(max_length=255)] = None,
+    after: AfterFile = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",
 ) -> dict[str, Any]:
     """Uploaded files, newest first."""
+    if purpose is not None:
+        check_purpose(purpose, LISTED_PURPOSES)
     found = here.view.files.list(caller.tenant, purpose=purpose, after=after, limit=limit, order=order)
     return answers.listed([file_object(file) for file in found.items], found.has_more)
 

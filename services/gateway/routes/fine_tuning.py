@@ -9,16 +9,25 @@ from fastapi import APIRouter, Request
 from services.gateway import answers
 from services.gateway.answers import fine_tuning as shapes
 from services.gateway.auth import Caller
-from services.gateway.bodies import After, Asking, Limit
+from services.gateway.bodies import AfterCheckpoint, AfterEvent, AfterJob, Asking, Limit
 from services.gateway.errors import NotFound
 from services.gateway.gateway import Gateway, Here
 from services.gateway.keys import Principal
+from services.gateway.reading import StrictRoute
 from services.gateway.steering import Steer, steer
 from services.gateway.submissions import Asked
 from services.gateway.tuning import WantedTuning, create_tuning
 from shared.contracts.jobs import CancelJob, JobState, PauseJob, ResumeJob
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictRoute)
+
+_METADATA = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "description": "Only jobs with these labels: `metadata[name]=value`.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
 
 
 @router.post("")
@@ -27,8 +36,10 @@ def create(wanted: WantedTuning, here: Here, caller: Caller, asked: Asking) -> d
     return shapes.fine_tuning_job(create_tuning(here, caller, asked, wanted), here.view)
 
 
-@router.get("")
-def list_jobs(request: Request, here: Here, caller: Caller, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+@router.get("", openapi_extra={"parameters": [_METADATA]})
+def list_jobs(
+    request: Request, here: Here, caller: Caller, after: AfterJob = None, limit: Limit = 20
+) -> dict[str, Any]:
     """Fine-tuning jobs, newest first; `metadata[name]=value` filters."""
     labels = {
         name.removeprefix("metadata[").removesuffix("]"): value
@@ -61,7 +72,7 @@ def resume(job_id: str, here: Here, caller: Caller, asked: Asking) -> dict[str, 
 
 
 @router.get("/{job_id}/events")
-def events(job_id: str, here: Here, caller: Caller, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def events(job_id: str, here: Here, caller: Caller, after: AfterEvent = None, limit: Limit = 20) -> dict[str, Any]:
     """What happened, newest first: messages, and metrics with their numbers."""
     state = _tuning(here, caller, job_id)
     newest_first = [shapes.event(record) for record in reversed(here.view.records.told(state, shapes.TOLD))]
@@ -69,7 +80,9 @@ def events(job_id: str, here: Here, caller: Caller, after: After = None, limit: 
 
 
 @router.get("/{job_id}/checkpoints")
-def checkpoints(job_id: str, here: Here, caller: Caller, after: After = None, limit: Limit = 10) -> dict[str, Any]:
+def checkpoints(
+    job_id: str, here: Here, caller: Caller, after: AfterCheckpoint = None, limit: Limit = 10
+) -> dict[str, Any]:
     """The checkpoints that are kept, newest first."""
     state = _tuning(here, caller, job_id)
     return _page([shapes.checkpoint(saved, state) for saved in reversed(state.checkpoints)], after, limit)

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from services.gateway import answers
 from services.gateway.answers import jobs as shapes
 from services.gateway.auth import Caller
-from services.gateway.bodies import After, Asking, Limit
+from services.gateway.bodies import After, AfterJob, Asking, Limit
 from services.gateway.errors import BadRequest
 from services.gateway.gateway import Here
+from services.gateway.reading import StrictRoute
 from services.gateway.steering import steer
 from services.gateway.streams import begin, page_of, position, stream, wants_stream
 from services.gateway.submit import WantedJob, retry_job, submit_job
@@ -19,7 +20,7 @@ from services.gateway.view.paging import Order
 from shared.contracts.jobs import CancelJob, JobStatus, PauseJob, ResumeJob
 from shared.contracts.recipes import RECIPES
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 LastEventId = Annotated[str | None, Header(max_length=64, description="Go on behind this event.")]
 
@@ -39,7 +40,7 @@ def list_jobs(
     type: Annotated[list[str] | None, Query(description="Only these types.")] = None,  # noqa: A002 - the query's word
     status: Annotated[list[JobStatus] | None, Query(description="Only these statuses.")] = None,
     label: Annotated[list[str] | None, Query(description="Only jobs with this label: `name=value`.")] = None,
-    after: After = None,
+    after: AfterJob = None,
     limit: Limit = 20,
     order: Order = "desc",
 ) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from services.gateway.answers import models as shapes
 from services.gateway.auth import Caller
 from services.gateway.bodies import Asking
 from services.gateway.gateway import Here
+from services.gateway.reading import StrictRoute
 from services.gateway.registry import delete_artifact
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 
 @router.get("")

@@ -12,8 +12,9 @@ from services.gateway.answers.deployments import node
 from services.gateway.auth import Caller
 from services.gateway.errors import NotFound
 from services.gateway.gateway import Gateway, Here
+from services.gateway.reading import StrictRoute
 
-router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
+router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=StrictRoute)
 
 
 @router.get("")

@@ -102,9 +102,11 @@ class Artifacts:
 
     def _why_not(self, tenant: str, ref: str) -> str:
         name, which = split_ref(ref)
+        if not name:
+            return f"{ref!r} names no artifact: a name comes first, as in 'name', 'name@3' or 'name@production'."
         versions = self.versions(tenant, name)
         if not versions:
-            return f"There is no artifact {name!r}."
+            return f"There is no {'file' if name.startswith('file-') else 'artifact'} {name!r}."
         there = ", ".join(str(state.version) for state in versions[:5])
         aliases = ", ".join(sorted(self.aliases(tenant, name)))
         return f"{name!r} has no version or alias {which!r}; its newest versions are {there}, its aliases {aliases}."

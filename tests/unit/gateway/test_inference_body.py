@@ -26,11 +26,25 @@ def test_a_body_can_be_sent_again_to_another_version() -> None:
     assert [json.loads(body.with_model(ref))["model"] for ref in ("a@1", "b@2")] == ["a@1", "b@2"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b'{"model": nope}', b'{"model": "a", "x": [1,2}', b"\xff", b'{"a\xff": 1}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b'{"model": nope}',
+        b'{"model": "a", "x": [1,2}',
+    ],
+)
 def test_what_is_no_json_says_where_it_breaks(raw: bytes) -> None:
     with pytest.raises(InvalidRequest, match="not valid JSON") as raised:
         Body(raw)
     assert raised.value.status == 400
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b'{"a\xff": 1}', b'{"model": "a", "prompt": "\xff"}'])
+def test_what_is_no_utf8_says_where_it_breaks(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=f"not valid UTF-8: byte {raw.index(0xFF) + 1}"):
+        Body(raw)
 
 
 def test_malformed_json_names_the_position() -> None:
