@@ -69,11 +69,11 @@ class GangWorld(World):
     def submit_gang(self, job_type: str, **spec: object) -> str:
         return self.submit(type=job_type, resources=Resources(nodes=2), **spec)
 
-    def file(self, name: str, content: bytes) -> ArtifactPin:
+    def file(self, name: str, content: bytes, path: str = "data.txt") -> ArtifactPin:
         """Version 1 of a file artifact, as the registry leaves it in the store."""
         digest = hashlib.sha256(content).hexdigest()
         self.store.put_bytes(blob_key(digest), content)
-        manifest = Manifest(files=[ManifestFile(path="data.txt", size_bytes=len(content), sha256=digest)])
+        manifest = Manifest(files=[ManifestFile(path=path, size_bytes=len(content), sha256=digest)])
         key = manifest_key("default", name, 1)
         self.store.put_bytes(key, manifest.model_dump_json().encode())
         return ArtifactPin(name=name, version=1, kind=ArtifactKind.file, manifest_key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import (
     AttemptFailed,
     AttemptStarted,
+    AttemptStopped,
     AttemptSucceeded,
     CancelJob,
     CheckpointSaved,
@@ -20,6 +22,7 @@ from shared.contracts.jobs import (
     ResumeJob,
 )
 from tests.integration.gang_world import GangWorld
+from tests.integration.tiny_models import chats, tiny_model
 from tests.waiting import eventually
 
 SMALL: dict[str, Any] = {
@@ -53,10 +56,6 @@ def pretrain(world: GangWorld, nodes: int = 2, **params: Any) -> str:
     if nodes == 2:
         return world.submit_gang("pretrain", params={**SMALL, **params}, **spec)
     return world.submit(type="pretrain", params={**SMALL, **params}, **spec)
-
-
-def losses(world: GangWorld, job_id: str) -> dict[int, float]:
-    return {made.step: made.metrics["loss"] for made in world.progress(job_id) if "loss" in made.metrics}
 
 
 @pytest.mark.slow
@@ -96,3 +95,61 @@ def test_a_killed_rank_costs_the_attempt_and_the_next_one_goes_on_from_the_check
         world.command(CancelJob(job_id=job))
         world.until(job, "cancelled", 60)
     assert not world.publications.asked
+
+
+@pytest.mark.slow
+def test_a_paused_gang_saves_once_and_goes_on_from_there(world: GangWorld, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    data = world.file("chats", "".join(json.dumps(line) + "\n" for line in chats()).encode(), "data.jsonl")
+    params = {"base_model": str(base), "max_steps": 150, "save_steps": 1000, "batch_size": 2, "precision": "fp32"}
+    with world.two_nodes():
+        job = world.submit_gang("sft", params=params, inputs={"training_data": data}, output_kind=ArtifactKind.adapter)
+        eventually(lambda: world.progress(job), 120)
+        world.command(PauseJob(job_id=job))
+        paused = world.until(job, "paused", 60)
+        (saved,) = paused.checkpoints
+        assert 0 < saved.step < 150
+        eventually(lambda: {stopped.rank for stopped in world.events(AttemptStopped, job)} == {0, 1})
+        world.command(ResumeJob(job_id=job))
+        done = world.until(job, "succeeded", 120)
+
+    assert world.progress(job, attempt=2)[0].step > saved.step
+    assert done.metrics["train_loss"] < done.metrics["train_loss_first"]
+    assert [pin.kind for pin in done.outputs] == [ArtifactKind.adapter]
+    assert len(world.publications.asked) == 1
+    assert {saved.rank for saved in world.events(CheckpointSaved, job)} == {0}
+
+
+def test_a_gang_starts_on_all_its_nodes_or_not_at_all(world: GangWorld) -> None:
+    with world.node("n1"):
+        job = world.submit_gang("probe", params={"steps": 2})
+        eventually(lambda: (state := world.state(job)) and "needs 2 such nodes at once" in state.reason)
+        assert not world.events(AttemptStarted, job)
+        with world.node("n2"):
+            done = world.until(job, "succeeded", 60)
+
+    assert {started.rank for started in world.events(AttemptStarted, job)} == {0, 1}
+    assert [len(success.outputs) for success in world.events(AttemptSucceeded, job) if success.rank == 0] == [1]
+    assert len(done.attempts) == len(world.publications.asked) == 1
+    assert {made.rank for made in world.progress(job)} == {0}
+
+
+def test_a_cancelled_gang_stops_on_every_node(world: GangWorld) -> None:
+    with world.two_nodes():
+        job = world.submit_gang("probe", params={"steps": 2, "step_s": 600})
+        world.until(job, "running", 60)
+        children = [world.child(job, 1, rank) for rank in (0, 1)]
+        world.command(CancelJob(job_id=job))
+        world.until(job, "cancelled", 30)
+        eventually(lambda: not any(child.is_running() for child in children), 30)
+
+
+def test_what_the_user_must_mend_fails_a_gang_at_once(world: GangWorld) -> None:
+    with world.two_nodes():
+        job = world.submit_gang("probe", params={"steps": 2, "fail_at_step": 1, "fail_with": "user"})
+        failed = world.until(job, "failed", 60)
+    assert failed.failure
+    assert failed.failure.reason is FailureReason.bad_params
+    assert failed.failure.message.startswith("Rank ")
+    assert len(failed.attempts) == 1
+    assert {fault.retryable for fault in world.events(AttemptFailed, job)} == {False}

@@ -1,0 +1,126 @@
+"""What a rank knows of the others before they meet, and after it has ended."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+
+import pytest
+
+from services.trainer import protocol
+from services.trainer.endings import StopOrder
+from services.trainer.gang import PEERS_WORD_S, Gathering, open_listener, own_address, patience_s, seat
+from services.trainer.transfers import Aborted
+from shared.contracts.jobs import DesiredAttempt, JobSpec, Place, Wish
+from shared.settings import Settings
+from tests.waiting import eventually
+
+DONE, HALTED = protocol.Done([]), protocol.Halted()
+LOST = protocol.Failed("lost", "it lost contact", retryable=True)
+BAD_DATA = protocol.Failed("bad_data", "line 3 is no JSON", retryable=False)
+CRASHED = protocol.Failed("crashed", "ValueError", retryable=True)
+
+
+def desired(attempt: int = 1, accepted: tuple[int, ...] = (), meeting: str = "") -> DesiredAttempt:
+    return DesiredAttempt(
+        job_id="j",
+        attempt=attempt,
+        version=1,
+        spec=JobSpec(type="probe"),
+        places=[Place(node="n1"), Place(node="n2", rank=1)],
+        wish=Wish.run,
+        accepted={rank: f"run-{rank}" for rank in accepted},
+        meeting=meeting,
+    )
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        desired(accepted=(0,), meeting="here:1"),
+        desired(accepted=(0, 1)),
+        desired(attempt=2, accepted=(0, 1), meeting="here:1"),
+    ],
+    ids=["a rank is missing", "nobody says where", "another attempt"],
+)
+def test_no_rank_begins_before_all_are_accepted_and_know_where_to_meet(news: DesiredAttempt) -> None:
+    gathering = Gathering(desired())
+    gathering.told(news)
+    gathering.abandon()
+    with pytest.raises(Aborted):
+        gathering.wait()
+
+
+def test_all_ranks_begin_once_they_are_accepted() -> None:
+    gathering, met = Gathering(desired()), list[str]()
+    waiting = threading.Thread(target=lambda: met.append(gathering.wait()))
+    waiting.start()
+    gathering.told(desired(accepted=(0, 1), meeting="here:1"))
+    eventually(lambda: met == ["here:1"])
+    waiting.join()
+
+
+def test_each_attempt_has_a_rendezvous_of_its_own() -> None:
+    first, second = (seat(desired(attempt), 1, "here:1", 5) for attempt in (1, 2))
+    assert first == protocol.Gang(rank=1, size=2, meeting="here:1", rendezvous="j/1", timeout_s=5)
+    assert second.rendezvous == "j/2"
+
+
+@pytest.mark.parametrize(
+    ("rank", "said", "wish", "patience"),
+    [
+        (1, DONE, "", math.inf),
+        (1, DONE, Wish.pause, math.inf),
+        (1, DONE, Wish.none, 0),
+        (0, DONE, "", 0),
+        (1, HALTED, "", PEERS_WORD_S),
+        (0, HALTED, Wish.pause, 0),
+        (0, LOST, "", PEERS_WORD_S),
+        (0, LOST, Wish.none, 0),
+        (1, BAD_DATA, "", 0),
+        (1, CRASHED, "", 0),
+        (1, None, "", 0),
+    ],
+)
+def test_only_a_rank_whose_end_another_explains_waits_for_it(
+    rank: int, said: protocol.Report | None, wish: Wish | str, patience: float
+) -> None:
+    order = StopOrder(Wish(wish)) if wish else None
+    assert patience_s(rank, said, order) == patience
+
+
+def test_a_finished_rank_does_not_keep_its_node_from_stopping() -> None:
+    assert patience_s(1, DONE, StopOrder(None)) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"bus_url": "memory://"}, "127.0.0.1"),
+        ({"bus_url": "valkey+unix:///tmp/bus.sock"}, "127.0.0.1"),
+        ({"bus_url": "kafka://127.0.0.1:9092,127.0.0.2:9092"}, "127.0.0.1"),
+        ({"bus_url": "valkey://user:secret@127.0.0.1:6379"}, "127.0.0.1"),
+        ({"bus_url": "kafka://elsewhere.invalid:9092", "advertise_address": "gpu-1.lan"}, "gpu-1.lan"),
+    ],
+)
+def test_others_reach_a_node_at_its_end_of_the_way_to_the_bus_or_as_set(settings: dict[str, str], address: str) -> None:
+    assert own_address(Settings.model_validate(settings)) == address
+
+
+def test_a_bus_that_cannot_be_found_is_an_error_of_the_network() -> None:
+    with pytest.raises(socket.gaierror):
+        own_address(Settings(bus_url="kafka://elsewhere.invalid:9092"))
+
+
+def test_a_listener_has_a_port_of_its_own_and_is_open_to_its_address_alone() -> None:
+    with open_listener("127.0.0.1") as one, open_listener("127.0.0.1") as other:
+        assert one.getsockname()[0] == "127.0.0.1"
+        assert one.getsockname()[1] != other.getsockname()[1]
+        with socket.create_connection(one.getsockname(), timeout=5):
+            pass
+
+
+def test_an_address_of_another_host_is_one_that_is_translated_to_this() -> None:
+    with open_listener("192.0.2.1") as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"  # what is looked for
