@@ -95,7 +95,7 @@ def _make(file: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_name(f"key.{uuid4().hex}")
     with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(f"sk-llmos-{secrets.token_urlsafe(32)}\n")
+        out.write(f"sk-llmos-{secrets.token_urlsafe(32)}")  # without a line's end: who reads the file has the key
         out.flush()
         os.fsync(out.fileno())
     try:
