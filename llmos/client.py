@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, BinaryIO, Concatenate, ParamSpec
 
 import httpx
 
@@ -13,7 +13,7 @@ from llmos import calls
 from llmos.calls import ENDED, Call, Json
 from llmos.connection import AGAIN_S, RETRIES, TIMEOUT, Connection, result_of
 from llmos.errors import error_of
-from llmos.files import whole_file
+from llmos.files import sink
 from llmos.patience import PatientTransport
 from llmos.sse import server_events
 
@@ -120,10 +120,10 @@ class LLMOS:
             continue
         return self.get_job(job_id)
 
-    def download(self, ref: str, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-        """A version as one .tar. Whole or not at all."""
+    def download(self, ref: str, to: Path | BinaryIO, on_bytes: Callable[[int], None] = lambda _: None) -> None:
+        """A version as one .tar, into a file, whole or not at all, or into a stream."""
         call = calls.download(ref)
-        with whole_file(file) as out:
+        with sink(to) as out:
             try:
                 with self._http.stream(call.method, call.path) as answer:
                     if answer.is_error:

@@ -12,9 +12,9 @@ from dotenv import dotenv_values
 from llmos.calls import Json
 from llmos.embedded.layout import Layout, default_home
 from llmos.embedded.running import running
-from llmos.errors import LLMOSError, NoKey, NotConnected, error_of
+from llmos.errors import LLMOSError, NoAddress, NoKey, NotConnected, error_of
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+EXAMPLE_URL = "http://127.0.0.1:8000"
 TIMEOUT = httpx.Timeout(60, connect=5)
 AGAIN_S = 0.2
 """Before a stream that ended is opened again."""
@@ -34,19 +34,21 @@ class Connection:
         """What is given; else LLMOS_URL and LLMOS_API_KEY; else what the system in `home` says.
 
         The key for a given address may also lie in `.env` here, where `docker compose` has it from.
-        Raises NoKey, and LLMOSError for what is no address.
+        Raises NotConnected where nothing runs, NoAddress and NoKey.
         """
         layout = Layout(home or default_home())
         key = key or os.environ.get("LLMOS_API_KEY")
         if url := url or os.environ.get("LLMOS_URL"):
+            url = _checked(url)
             key = key or dotenv_values(".env").get("LLMOS_API_KEY")
-        else:
-            here = running(layout)
-            url = here.url if here else DEFAULT_URL
+        elif here := running(layout):
+            url = here.url
+        else:  # whatever listens on the usual port is another's
+            raise NotConnected(f"nothing runs on {layout.home}: `llmos up` starts it, or name a gateway with --url")
         key = key or _key_in(layout.key_file)
         if not (key.isascii() and key.isprintable()):
             raise NoKey("the API key holds characters that are in no key; copy it again")
-        return cls(_checked(url), key)
+        return cls(url, key)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -88,5 +90,5 @@ def _checked(url: str) -> str:
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise LLMOSError(f"{url!r} is no address of a gateway: write it like {DEFAULT_URL}")
+        raise NoAddress(f"{url!r} is no address of a gateway: write it like {EXAMPLE_URL}")
     return url.rstrip("/")

@@ -1,7 +1,8 @@
 """What can go wrong for a client.
 
 LLMOSError
-├── NotConnected     nothing answers at that address
+├── NotConnected     nothing answers at that address, or nothing runs on that home
+├── NoAddress        what was given as the address is none
 ├── NoKey            no API key was given or found
 └── APIError         the server said no: `status`, `code`, `param`
     ├── NotFound     404
@@ -18,7 +19,11 @@ class LLMOSError(Exception):
 
 
 class NotConnected(LLMOSError):
-    """Nothing answers at that address."""
+    """Nothing answers at that address, or nothing runs on that home."""
+
+
+class NoAddress(LLMOSError):
+    """What was given as the gateway's address is none."""
 
 
 class NoKey(LLMOSError):
@@ -51,3 +56,9 @@ def error_of(answer: httpx.Response) -> APIError:
         return kind(error["message"], answer.status_code, error.get("code"), error.get("param"))
     except (ValueError, KeyError, TypeError):
         return kind(f"{answer.status_code} {answer.reason_phrase}", answer.status_code, None, None)
+
+
+def in_words(error: OSError) -> str:
+    """What the machine refused, without its number: `/data/x.tar: No space left on device`."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

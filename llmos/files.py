@@ -10,12 +10,32 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[BinaryIO]:
-    """Write to `file`: it appears under its name when the block ends, and not when it fails. Raises OSError."""
+    """Write to `file`: it appears under its name when the block ends, and not when it fails.
+
+    A link stays one: what it points to is written. So does what is no regular file, such as a pipe or a device: it gets
+    the bytes as they come. Raises OSError.
+    """
+    if file.exists() and not file.is_file():
+        with file.open("wb") as out:
+            yield out
+        return
+    file = file.resolve()
     part = file.with_name(file.name + ".part")
     try:
         with part.open("wb") as out:
             yield out
+        part.replace(file)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    part.replace(file)
+
+
+@contextmanager
+def sink(to: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """A whole file, or the stream that is given, which stays open."""
+    if isinstance(to, Path):
+        with whole_file(to) as out:
+            yield out
+    else:
+        yield to
+        to.flush()

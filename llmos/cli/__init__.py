@@ -6,31 +6,31 @@ Exit codes: 0 done · 1 failed · 2 wrong use · 3 there is no such thing · 4 n
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from llmos.cli.app import app
-from llmos.cli.openai_errors import sentence_of
-from llmos.cli.output import exit_code, say_error
-from llmos.embedded.errors import UpError
-from llmos.errors import LLMOSError
-from shared.bus.port import BusError
-from shared.requests.port import RequestsUnavailable
-from shared.settings import SettingsError
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line; errors are one sentence on stderr."""
     try:
-        app()
-    except (LLMOSError, UpError, SettingsError, BusError, RequestsUnavailable, OSError) as error:
-        say_error(str(error))
-        sys.exit(exit_code(error))
+        with _ending_at_once():
+            from llmos.cli.run import run  # a second and more on a busy machine
+        run()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        found = sentence_of(error)
-        if found is None:
-            raise
-        sentence, code = found
-        say_error(sentence)
-        sys.exit(code)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """A Ctrl-C ends the process: nothing has been started, and an exception would surface anywhere in the imports."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # it is ignored, as in the background of a script, or somebody else's
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)

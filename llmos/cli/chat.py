@@ -1,38 +1,41 @@
-"""`llmos chat`: talk to a served model."""
+"""`llmos chat` and `llmos complete`: talk to a served model."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmos.cli.openai_errors import sentence_of
-from llmos.cli.output import AsJson, console, print_json, say, say_error
+from llmos.cli.output import AsJson, console, print_json, say, say_error, say_text
 from llmos.cli.session import session_of
 
 if TYPE_CHECKING:
     import openai
-    from openai.types.chat import ChatCompletionChunk
+
+Model = Annotated[str, typer.Argument(help="What to talk to: a deployment, a model or an adapter.")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 always takes the likeliest word.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(chat)
+    for command in (chat, complete):
+        app.command()(command)
 
 
 def chat(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="What to talk to: a deployment, a model or an adapter.")],
+    model: Model,
     message: Annotated[str | None, typer.Argument(help="Say this, print the answer, and end.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Chat with a model, streaming. Ctrl-D or /quit ends; /new starts afresh."""
     opening: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    options = {"temperature": temperature, "max_completion_tokens": max_tokens}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = _given(temperature=temperature, max_completion_tokens=max_tokens)
     with session_of(context).client() as client, client.openai() as api:
         if message is not None:
             messages: Any = [*opening, {"role": "user", "content": message}]
@@ -45,6 +48,28 @@ def chat(
         _converse(api, model, opening, given)
 
 
+def complete(
+    context: typer.Context,
+    model: Model,
+    text: Annotated[str, typer.Argument(help="The text to go on with.")],
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model go on with a text, streaming: also one that was not made for chat."""
+    given = _given(temperature=temperature, max_tokens=max_tokens)
+    with session_of(context).client() as client, client.openai() as api:
+        if as_json:
+            print_json(api.completions.create(model=model, prompt=text, **given).model_dump())
+            return
+        stream = api.completions.create(model=model, prompt=text, stream=True, **given)
+        _print_pieces(chunk.choices[0].text for chunk in stream if chunk.choices)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _converse(api: openai.OpenAI, model: str, opening: list[dict[str, str]], options: dict[str, Any]) -> None:
     import openai  # a second of start-up that other commands do not need
 
@@ -52,7 +77,7 @@ def _converse(api: openai.OpenAI, model: str, opening: list[dict[str, str]], opt
     say(f"{model} · /new starts afresh, /quit or Ctrl-D ends", style="dim")
     while True:
         try:
-            text = console.input("[bold]› [/bold]").strip()
+            text = console.input("[bold]› [/bold]", markup=True).strip()
         except EOFError:
             return
         if text == "/quit":
@@ -71,15 +96,15 @@ def _converse(api: openai.OpenAI, model: str, opening: list[dict[str, str]], opt
 
 def ask(api: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]) -> str:
     """Ask and print the answer as it comes; returns it whole."""
-    parts: list[str] = []
-    stream: openai.Stream[ChatCompletionChunk] = api.chat.completions.create(
-        model=model, messages=messages, stream=True, **options
-    )
-    for chunk in stream:
-        piece = chunk.choices[0].delta.content if chunk.choices else None
-        if piece:
-            parts.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+    stream = api.chat.completions.create(model=model, messages=messages, stream=True, **options)
+    return _print_pieces(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def _print_pieces(pieces: Iterator[str]) -> str:
+    """The pieces as they come, and a line's end; returns them as one."""
+    parts = []
+    for piece in pieces:
+        parts.append(piece)
+        say_text(piece)
+    say_text("\n")
     return "".join(parts)

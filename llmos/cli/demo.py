@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from llmos.cli.output import AsJson, console, errors, print_json
+from llmos.cli.output import AsJson, console, errors, listing, print_json
 from llmos.cli.power import start_detached, stop_running
 from llmos.cli.session import session_of
 from llmos.embedded.running import running
@@ -36,8 +36,8 @@ def demo(
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what was started is taken down
     started = session.url is None and running(session.layout) is None
     if started:
-        with stage.status("starting LLM OS"):
-            start_detached(session, "127.0.0.1", _free_port())
+        stage.print("starting LLM OS", style="dim")
+        start_detached(session, "127.0.0.1", _free_port())
     try:
         with session.client() as client:
             stage.print(f"LLM OS at {client.connection.url}")
@@ -47,7 +47,7 @@ def demo(
             stage.print("stopping LLM OS", style="dim")
             stop_running(session)
     if as_json:
-        print_json([{"name": name.strip(), "value": value} for name, value in facts])
+        print_json(listing([{"name": name.strip(), "value": value} for name, value in facts]))
     else:
         what_next(console, kept=keep or not started)
 

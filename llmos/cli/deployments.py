@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from llmos.calls import Json
-from llmos.cli.output import AsJson, coloured, console, say, say_error, show, table
+from llmos.cli.output import AsJson, coloured, errors, say, say_error, show, table
 from llmos.cli.session import session_of
+from llmos.cli.watching import waiting
 from llmos.client import LLMOS
 from llmos.errors import LLMOSError
 
@@ -87,12 +88,10 @@ def undeploy(
     show(result, as_json, lambda: say(f"{name} is being taken down"))
 
 
-def wait_ready(
-    client: LLMOS, name: str, quiet: bool = False, timeout_s: float = READY_S, on: Console = console
-) -> Json:
+def wait_ready(client: LLMOS, name: str, quiet: bool = False, timeout_s: float = READY_S, on: Console = errors) -> Json:
     """The deployment once all its replicas are ready, or it has failed. Raises LLMOSError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    with on.status(name) if not quiet else _Silent() as line:
+    with waiting(name, on, quiet) as tell:
         while True:
             state = client.get_deployment(name)
             if state["status"] in ("ready", "failed", "stopped"):
@@ -102,17 +101,8 @@ def wait_ready(
                     f"{name} is not ready after {timeout_s:g} s: {_stage(state)}. It goes on without this command: "
                     "look with `llmos status`, wait longer with --timeout, or take it down with `llmos undeploy`."
                 )
-            line.update(Text(f"{name}: {_stage(state)}"))
+            tell(f"{name}: {_stage(state)}")
             time.sleep(0.2)
-
-
-class _Silent:
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def update(self, _: Text) -> None: ...
 
 
 def _stage(state: Json) -> str:
@@ -124,9 +114,14 @@ def _stage(state: Json) -> str:
     return ", ".join(stages) or state["problem"] or str(state["status"])
 
 
+def status_of(state: Json) -> str:
+    """Its status; `stopping` while replicas that nobody wants any more finish their answers."""
+    return "stopping" if state["status"] == "stopped" and state["replica_statuses"] else str(state["status"])
+
+
 def describe(state: Json) -> None:
     """A deployment for people."""
-    say(Text(state["name"], "bold"), "serves", f"{state['model']}:", coloured(state["status"]))
+    say(Text(state["name"], "bold"), "serves", f"{state['model']}:", coloured(status_of(state)))
     if state["problem"]:
         say_error(state["problem"])
     rows = [

@@ -9,16 +9,20 @@ import typer
 from rich.markup import escape
 from rich.progress import wrap_file
 
-from llmos.cli.output import AsJson, ago, console, say, show, size, table
+from llmos.cli.output import AsJson, ago, errors, listing, more, say, show, size, table
+from llmos.cli.paging import After, Limit, first
 from llmos.cli.session import session_of
+from llmos.cli.target import Force, Output, show_written, target
 from llmos.cli.transfer import transfer_bar
 from llmos.client import LLMOS
-from llmos.files import whole_file
+from llmos.files import sink
 
 if TYPE_CHECKING:
     import openai
 
 app = typer.Typer(help="Uploaded files: the data of training jobs.", no_args_is_help=True)
+
+PAGE = 1000
 
 FileId = Annotated[str, typer.Argument(metavar="FILE_ID", help="As `llmos files list` shows it.")]
 
@@ -41,7 +45,7 @@ def upload_file(api: openai.OpenAI, path: Path, purpose: str = "fine-tune", quie
     total = path.stat().st_size
     with (
         path.open("rb") as raw,
-        wrap_file(raw, total, description=escape(path.name), console=console, disable=quiet, transient=True) as stream,
+        wrap_file(raw, total, description=escape(path.name), console=errors, disable=quiet, transient=True) as stream,
     ):
         return api.files.create(file=(path.name, stream), purpose=purpose).model_dump()  # type: ignore[arg-type]
 
@@ -55,13 +59,21 @@ def send_file(client: LLMOS, path: Path, quiet: bool = False) -> str:
 
 
 @app.command("list")
-def list_(context: typer.Context, as_json: AsJson = False) -> None:
+def list_(context: typer.Context, after: After = None, limit: Limit = None, as_json: AsJson = False) -> None:
     """The files, newest first."""
+    from openai import omit  # a second of start-up that other commands do not need
+
     with session_of(context).client() as client, client.openai() as openai:
-        items = [file.model_dump() for file in openai.files.list(limit=1000)]  # further pages come by themselves
+        asked = openai.files.list(limit=PAGE, after=after or omit)  # further pages come by themselves
+        items, has_more = first(limit, (file.model_dump() for file in asked))
     rows = [(f["id"], f["filename"], size(f["bytes"]), f["purpose"], f["status"], ago(f["created_at"])) for f in items]
     columns = ("FILE", "NAME", "SIZE", "PURPOSE", "STATUS", "UPLOADED")
-    show(items, as_json, lambda: table(columns, rows, "no files: `llmos files upload PATH`"))
+
+    def person() -> None:
+        table(columns, rows, "no files: `llmos files upload PATH`")
+        more(items, has_more)
+
+    show(listing(items, has_more), as_json, person)
 
 
 @app.command()
@@ -80,24 +92,23 @@ def get(context: typer.Context, file_id: FileId, as_json: AsJson = False) -> Non
 def download(
     context: typer.Context,
     file_id: FileId,
-    to: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write it (default: its own name).")
-    ] = None,
+    output: Output = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Get a file's content back."""
     with session_of(context).client() as client, client.openai() as api:
         facts = api.files.retrieve(file_id)
-        path = to or Path(Path(facts.filename).name)
+        to = target(output, facts.filename, force)
         with (
-            whole_file(path) as out,
+            sink(to) as out,
             transfer_bar(facts.filename, facts.bytes, quiet=as_json) as advance,
             api.files.with_streaming_response.content(file_id) as content,
         ):
             for chunk in content.iter_bytes():
                 out.write(chunk)
                 advance(len(chunk))
-    show({"path": str(path), "size_bytes": facts.bytes}, as_json, lambda: say(f"{path} ({size(facts.bytes)})"))
+    show_written(to, facts.bytes, as_json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llmos.calls import Json
 from llmos.cli.files import upload_file
-from llmos.cli.output import AsJson, ago, coloured, print_json, say, say_error, show, table
+from llmos.cli.output import AsJson, ago, coloured, more, print_json, say, say_error, say_text, show, table
 from llmos.cli.paging import all_pages
 from llmos.cli.session import session_of
 from llmos.cli.watching import watch_job
@@ -38,7 +38,9 @@ def submit(
     output: Annotated[str | None, typer.Option(help="Name of the artifact to publish.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher starts first, -100 to 100.")] = None,
-    params_file: Annotated[Path | None, typer.Option(help="Parameters as a JSON object in a file.")] = None,
+    params_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Parameters as a JSON object in a file.")
+    ] = None,
     resource: Annotated[
         list[str] | None, typer.Option("--resource", "-r", metavar="NAME=NUMBER", help="`-r devices=1 -r nodes=2`")
     ] = None,
@@ -81,12 +83,11 @@ def list_(
 
     def person() -> None:
         rows = [
-            (job["id"], job["type"], job["name"], coloured(job["status"]), ago(job["created_at"]), job["reason"])
+            (job["id"], job["type"], job["name"], coloured(job["status"]), ago(job["created_at"]), reason_of(job))
             for job in page["data"]
         ]
         table(("JOB", "TYPE", "NAME", "STATUS", "CREATED", ""), rows, "no jobs: `llmos jobs submit probe` makes one")
-        if page["has_more"]:
-            say(f"more: --after {page['data'][-1]['id']}", style="dim")
+        more(page["data"], page["has_more"])
 
     show(page, as_json, person)
 
@@ -123,30 +124,32 @@ def logs(
 @app.command()
 def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Stop a job for good."""
-    _act(context, "cancel_job", job_id, as_json)
+    _steer(context, "cancel_job", job_id, "cancelled", "will be cancelled", as_json)
 
 
 @app.command()
 def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Stop a job at a checkpoint, to go on later."""
-    _act(context, "pause_job", job_id, as_json)
+    _steer(context, "pause_job", job_id, "paused", "will be paused", as_json)
 
 
 @app.command()
 def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Let a paused job go on from its checkpoint."""
-    _act(context, "resume_job", job_id, as_json)
+    _steer(context, "resume_job", job_id, "running", "will go on", as_json)
 
 
 @app.command()
 def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """The same again as a new job."""
-    _act(context, "retry_job", job_id, as_json)
+    with session_of(context).client() as client:
+        job = client.retry_job(job_id)
+    show(job, as_json, lambda: say(job["id"], coloured(job["status"])))
 
 
 def describe(job: Json) -> None:
     """All that a person wants of a job."""
-    say(Text(job["id"], "bold"), job["type"], coloured(job["status"]), job["reason"])
+    say(Text(job["id"], "bold"), job["type"], coloured(job["status"]), reason_of(job))
     if job["queue_position"]:
         say(f"place in the queue: {job['queue_position']}")
     if percent := _percent(job):
@@ -166,10 +169,16 @@ def describe(job: Json) -> None:
         say(f"attempt {attempt['attempt']} on {places}: {attempt['outcome'] or 'under way'}", style="dim")
 
 
-def _act(context: typer.Context, action: str, job_id: str, as_json: bool) -> None:
+def reason_of(job: Json) -> str:
+    """Why it is in its status, where that is more than the status itself."""
+    return "" if job["reason"] == job["status"] else str(job["reason"])
+
+
+def _steer(context: typer.Context, action: str, job_id: str, goal: str, meaning: str, as_json: bool) -> None:
+    """A wish about a job: it comes true a moment later, so that what will be is said, not what still is."""
     with session_of(context).client() as client:
         job = getattr(client, action)(job_id)
-    show(job, as_json, lambda: say(job["id"], coloured(job["status"])))
+    show(job, as_json, lambda: say(job["id"], coloured(goal) if job["status"] == goal else meaning))
 
 
 def _end(job: Json, as_json: bool) -> None:
@@ -183,7 +192,7 @@ def _print_lines(entry: Json, as_json: bool) -> None:
         print_json(entry)
         return
     for line in entry["data"]["lines"]:
-        print(line)
+        say_text(f"{line}\n")
 
 
 def _percent(job: Json) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 from rich.text import Text
 
 from llmos.cli.files import send_file
 from llmos.cli.jobs import _end
-from llmos.cli.output import AsJson, ago, say, show, size, table
-from llmos.cli.paging import all_pages
+from llmos.cli.output import AsJson, ago, listing, more, say, show, size, table
+from llmos.cli.paging import After, Limit, all_pages, first
 from llmos.cli.session import session_of
+from llmos.cli.target import Force, Output, show_written, target
 from llmos.cli.transfer import transfer_bar
 from llmos.cli.watching import watch_job
 
@@ -25,12 +27,15 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@VERSION or N
 def list_(
     context: typer.Context,
     kind: Annotated[str | None, typer.Option(help="model, adapter, dataset, file, checkpoint or report.")] = None,
+    after: After = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """The artifacts; by default models and adapters."""
+    """The artifacts by name; by default models and adapters."""
     with session_of(context).client() as client:
         kinds = (kind,) if kind else ("model", "adapter")
-        items = list(all_pages(lambda after: client.list_artifacts(kind=kinds, after=after, limit=100)))
+        pages = all_pages(lambda last: client.list_artifacts(kind=kinds, after=last, limit=100), after)
+        items, has_more = first(limit, pages)
 
     def person() -> None:
         rows = [
@@ -45,8 +50,9 @@ def list_(
             for item in items
         ]
         table(("NAME", "KIND", "LATEST", "SIZE", "ALIASES", "CREATED"), rows, "none yet: `llmos models import PATH`")
+        more(items, has_more)
 
-    show({"object": "list", "data": items, "has_more": False}, as_json, person)
+    show(listing(items, has_more), as_json, person)
 
 
 @app.command()
@@ -60,7 +66,7 @@ def get(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
         if item["parents"]:
             say(f"made from {', '.join(item['parents'])}")
         for name, value in item["metadata"].items():
-            say(f"  {name}: {value}")
+            say(f"  {name}: {value if isinstance(value, str) else orjson.dumps(value).decode()}")
         rows = [(file["path"], size(file["size_bytes"]), file["sha256"][:12]) for file in item["files"]]
         table(("FILE", "SIZE", "SHA256"), rows, "no files")
 
@@ -71,17 +77,24 @@ def get(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
 def download(
     context: typer.Context,
     ref: Ref,
-    to: Annotated[Path | None, typer.Option("--output", "-o", help="The .tar to write (default: REF.tar).")] = None,
+    output: Output = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """A version as one .tar."""
-    file = to or Path(f"{ref.replace('@', '-')}.tar")
+    to = target(output, f"{ref.replace('@', '-')}.tar", force)
+    written = 0
+
+    def count(more_bytes: int) -> None:
+        nonlocal written
+        written += more_bytes
+        advance(more_bytes)
+
     with session_of(context).client() as client:
         total = client.get_artifact(ref)["size_bytes"]
         with transfer_bar(ref, total, quiet=as_json) as advance:
-            client.download(ref, file, advance)
-    bytes_ = file.stat().st_size
-    show({"path": str(file), "size_bytes": bytes_}, as_json, lambda: say(f"{file} ({size(bytes_)})"))
+            client.download(ref, to, count)
+    show_written(to, written, as_json)
 
 
 @app.command()

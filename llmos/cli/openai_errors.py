@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-EXIT_CODES = {404: 3, 409: 5}
+from llmos.cli.output import STATUS_CODES
+
+NO_TEMPLATE = "chat template"
+"""What the engine's own message of many lines speaks of, where a model only completes text."""
 
 
 def sentence_of(error: Exception) -> tuple[str, int] | None:
@@ -19,4 +22,7 @@ def sentence_of(error: Exception) -> tuple[str, int] | None:
         return f"nothing answers at {url.scheme}://{url.netloc.decode()}; is it up? `llmos up` starts it", 4
     body = getattr(error, "body", None)
     told = body.get("message") if isinstance(body, dict) else None
-    return str(told or error), EXIT_CODES.get(getattr(error, "status_code", 0), 1)
+    sentence = str(told or error)
+    if NO_TEMPLATE in sentence.lower().replace("_", " "):
+        sentence = "this model has no chat template, so it cannot chat: `llmos complete MODEL TEXT` goes on with a text"
+    return sentence, STATUS_CODES.get(getattr(error, "status_code", 0), 1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,11 @@ from llmos.cli.output import AsJson, coloured, console, errors, say, show
 from llmos.cli.session import Session, session_of
 from llmos.embedded.address import not_ready
 from llmos.embedded.errors import StartInterrupted, UpError
-from llmos.embedded.running import Running, running
+from llmos.embedded.layout import Layout
+from llmos.embedded.processes import end_leftovers
+from llmos.embedded.running import LOCK_PATIENCE_S, Running, lock_home, running
 from llmos.embedded.supervisor import START_S, Supervisor, already_up, unusable
+from shared.processes import LOOK_EVERY_S, Life, await_end, birth_of
 
 STOP_S = 180
 TEND_EVERY_S = 0.2
@@ -138,7 +142,7 @@ def _tend(supervisor: Supervisor, asked: StopSignals, table: bool) -> None:
 def _processes(supervisor: Supervisor) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("PROCESS", "STATE", "PID", "RESTARTS", "LOG"):
-        grid.add_column(column)
+        grid.add_column(column, no_wrap=column == "PROCESS")
     for name, child in supervisor.children.items():
         state = coloured("running") if child.running else coloured("failed")
         grid.add_row(name, state, str(child.pid or ""), str(child.restarts), str(child.log_file))
@@ -152,26 +156,56 @@ def _step(sentence: str) -> None:
 
 def down(
     context: typer.Context,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an orderly stop.")] = STOP_S,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for an orderly stop.")] = STOP_S,
     as_json: AsJson = False,
 ) -> None:
     """Stop LLM OS on this machine. Running jobs save a checkpoint and go on at the next `up`."""
     session = session_of(context)
     with errors.status("stopping"):
-        stopped = stop_running(session, timeout)
-    show({"stopped": stopped}, as_json, lambda: say("stopped" if stopped else f"nothing runs on {session.home}"))
+        done = stop_running(session, timeout)
+
+    def person() -> None:
+        if done.leftovers:
+            say(f"ended what a killed start had left: {', '.join(done.leftovers)}")
+        say("stopped" if done.supervisor else f"nothing runs on {session.home}")
+
+    show({"stopped": done.supervisor, "leftovers": done.leftovers}, as_json, person)
 
 
-def stop_running(session: Session, timeout_s: float = STOP_S) -> bool:
-    """Stop what runs on the session's home; False where nothing does. Raises UpError when it does not stop in time."""
-    here = running(session.layout)
-    if here is None:
-        return False
-    with suppress(ProcessLookupError):  # it has just ended by itself
-        os.kill(here.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while running(session.layout) == here:
-        if time.monotonic() > deadline:
-            raise UpError(f"pid {here.pid} has not stopped after {timeout_s:.0f} s; see {session.layout.logs}")
-        time.sleep(0.05)
-    return True
+@dataclass(frozen=True)
+class Stopped:
+    """What has been stopped: a supervisor with all its processes, and processes whose supervisor had been killed."""
+
+    supervisor: bool = False
+    leftovers: list[str] = field(default_factory=list)
+
+
+def stop_running(session: Session, timeout_s: float = STOP_S) -> Stopped:
+    """Stop what runs on the session's home, and return when its processes have ended. Raises UpError when they do not
+    in time."""
+    layout, stopped = session.layout, False
+    if not layout.lock_file.exists():
+        return Stopped()
+    deadline = time.monotonic() + max(timeout_s, LOCK_PATIENCE_S)
+    while True:
+        with layout.lock_file.open("r+") as lock:
+            if lock_home(lock):  # so that nobody starts now what would be taken for a leftover
+                lock.truncate(0)  # what a killed supervisor said of itself is true no more
+                return Stopped(stopped, end_leftovers(layout.processes_file))
+        if here := running(layout):
+            _stop(here, layout, timeout_s)
+            stopped, deadline = True, time.monotonic() + LOCK_PATIENCE_S
+        elif time.monotonic() > deadline:
+            raise UpError(f"{layout.home} is held by a process that does not say who it is; see {layout.logs}")
+        else:
+            time.sleep(LOOK_EVERY_S)
+
+
+def _stop(here: Running, layout: Layout, timeout_s: float) -> None:
+    birth = birth_of(here.pid)
+    if birth is None:
+        return  # it has just ended by itself
+    supervisor = Life(here.pid, birth)
+    supervisor.send(signal.SIGTERM)
+    if await_end([supervisor], timeout_s):
+        raise UpError(f"pid {here.pid} has not stopped after {timeout_s:g} s; see {layout.logs}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import typer
 
 from llmos.calls import Json
-from llmos.cli.output import AsJson, coloured, console, duration, say, say_error, show, size, table
+from llmos.cli.deployments import status_of
+from llmos.cli.jobs import reason_of
+from llmos.cli.output import AsJson, coloured, duration, listing, say, say_error, show, size, table
 from llmos.cli.session import session_of
 from shared.settings import PREFIX, Settings, SettingsError, load_settings
 
@@ -32,13 +34,13 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
     def person() -> None:
         say(f"LLM OS at {value['url']}", style="bold")
-        console.print()
-        rows = [(job["id"], job["type"], coloured(job["status"]), job["reason"]) for job in value["jobs"]]
+        say()
+        rows = [(job["id"], job["type"], coloured(job["status"]), reason_of(job)) for job in value["jobs"]]
         table(("JOB", "TYPE", "STATUS", ""), rows, "no jobs yet: `llmos jobs submit probe`")
-        console.print()
-        served = [(it["name"], it["model"], coloured(it["status"]), it["problem"]) for it in value["deployments"]]
+        say()
+        served = [(it["name"], it["model"], coloured(status_of(it)), it["problem"]) for it in value["deployments"]]
         table(("DEPLOYMENT", "MODEL", "STATUS", ""), served, "no deployments yet: `llmos deploy MODEL`")
-        console.print()
+        say()
         _node_table(value["nodes"])
 
     show(value, as_json, person)
@@ -83,7 +85,7 @@ def config(context: typer.Context, as_json: AsJson = False) -> None:
         {"name": PREFIX + name.upper(), "value": _shown(name, getattr(now, name)), "meaning": field.description or ""}
         for name, field in Settings.model_fields.items()
     ]
-    show(rows, as_json, lambda: table(("SETTING", "VALUE", ""), [tuple(row.values()) for row in rows], "none"))
+    show(listing(rows), as_json, lambda: table(("SETTING", "VALUE", ""), [tuple(row.values()) for row in rows], "none"))
     raise typer.Exit(code)
 
 

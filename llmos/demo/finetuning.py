@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from llmos.cli.watching import Pulse
 from llmos.demo.faq import Question, exam, lesson_jsonl, read_faq
 from llmos.demo.stage import Stage, ref_of
 from llmos.errors import LLMOSError
@@ -126,7 +127,7 @@ def _examine(stage: Stage, adapter: str, questions: list[Question]) -> None:
     stage.say(f"\nThe exam: {len(questions)} wordings that it has never seen.")
     models = (CHAT, adapter)
     answers: dict[str, list[Answer]] = {model: [] for model in models}
-    begun = time.monotonic()
+    begun, pulse = time.monotonic(), Pulse(stage.console)
     with ThreadPoolExecutor(STREAMS) as pool:
         for question in questions[:SHOWN]:
             for answer, model in zip(_side_by_side(stage, pool, question, models), models, strict=True):
@@ -135,6 +136,7 @@ def _examine(stage: Stage, adapter: str, questions: list[Question]) -> None:
         asked = pool.map(lambda item: ask(stage, item[0], item[1].text), rest)
         for (model, _), answer in zip(rest, track(asked, "the rest", len(rest), console=stage.console), strict=True):
             answers[model].append(answer)
+            pulse.tell(f"the exam: {sum(map(len, answers.values()))} of {len(models) * len(questions)} answers")
     tokens = sum(answer.tokens for row in answers.values() for answer in row)
     for name, model in (("base", CHAT), ("adapter", adapter)):
         marks = [question.score(answer.text) for question, answer in zip(questions, answers[model], strict=True)]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 class UpError(Exception):
-    """The system cannot start; the message says why and what to do."""
+    """The system cannot start or stop; the message says why and what to do."""
+
+
+class AlreadyUp(UpError):
+    """Another supervisor holds the home."""
 
 
 class StartInterrupted(Exception):

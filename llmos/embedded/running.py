@@ -5,8 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 from dataclasses import dataclass
+from typing import IO
 
 from llmos.embedded.layout import Layout
+
+LOCK_PATIENCE_S = 1.0
+"""A command that looks who holds the lock holds it for an instant itself."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ def running(layout: Layout) -> Running | None:
         except BlockingIOError:
             return _said(lock.read())
     return None
+
+
+def lock_home(lock: IO[str]) -> bool:
+    """Hold the home by its opened lock file, until that is closed; False where another holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _said(text: str) -> Running | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import time
@@ -15,11 +15,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from llmos.embedded.address import check_port, not_ready, url_of
-from llmos.embedded.errors import StartInterrupted, UpError
+from llmos.embedded.errors import AlreadyUp, StartInterrupted, UpError
 from llmos.embedded.layout import Layout
 from llmos.embedded.processes import Child, Program, end_leftovers, record, service
-from llmos.embedded.running import Running, running
+from llmos.embedded.running import LOCK_PATIENCE_S, Running, lock_home, running
 from llmos.embedded.valkey_server import valkey_server
+from llmos.errors import in_words
 from shared.settings import load_settings
 
 SERVICES = ("registry", "scheduler", "gateway", "trainer", "inference")
@@ -30,8 +31,14 @@ REPORTING_S = {"inference": 15.0, "trainer": 30.0}
 CRASHES_AT_START = 3
 START_S = 180.0
 """Long, since a big append-only file is read before the queues answer."""
-LOCK_PATIENCE_S = 1.0
-"""A command that looks who holds the lock holds it for an instant itself."""
+ADVICE = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "Make room there",
+    errno.EROFS: "Make it writable",
+    errno.EACCES: "Give it back to its owner",
+    errno.EPERM: "Give it back to its owner",
+}
+"""What to do about a home that cannot be written."""
 
 
 class Supervisor:
@@ -121,7 +128,7 @@ class Supervisor:
     def _take_lock(self) -> None:
         lock = self.layout.lock_file.open("a+")
         deadline = time.monotonic() + LOCK_PATIENCE_S
-        while not _locked(lock):
+        while not lock_home(lock):
             other = running(self.layout)
             if other or time.monotonic() > deadline:
                 lock.close()
@@ -217,25 +224,16 @@ class Supervisor:
             raise UpError(f"{name} does not start; the end of {child.log_file}:\n" + "\n".join(child.last_lines()))
 
 
-def already_up(layout: Layout, other: Running | None) -> UpError:
+def already_up(layout: Layout, other: Running | None) -> AlreadyUp:
     where = f" (pid {other.pid}, {other.url})" if other else ""
-    return UpError(
+    return AlreadyUp(
         f"LLM OS is already up on {layout.home}{where}. "
         "Look with `llmos status`, stop it with `llmos down`, or give another folder with --home."
     )
 
 
 def unusable(layout: Layout, error: OSError) -> UpError:
-    """The home's disk is full or read-only, or it is another user's."""
-    return UpError(
-        f"cannot start on {layout.home}: {error}. Make room there or give it back to its owner, or give another folder "
-        "with --home."
-    )
-
-
-def _locked(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    """The home's disk is full or read-only, or it is another user's, or it is no folder at all."""
+    advice = ADVICE.get(error.errno or 0)
+    advice = f"{advice}, or give" if advice else "Give"
+    return UpError(f"cannot start on {layout.home}: {in_words(error)}. {advice} another folder with --home.")

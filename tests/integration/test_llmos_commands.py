@@ -208,7 +208,7 @@ def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running
     [
         (("jobs", "get", "job-none"), 3, "job-none"),
         (("chat", "no-such-model", "hello"), 3, "no-such-model"),
-        (("jobs", "submit", "no-such-type"), 1, "no-such-type"),
+        (("jobs", "submit", "no-such-type"), 2, "no-such-type"),
         (("jobs", "submit", "probe", "-p", "steps"), 2, "NAME=VALUE"),
         (("models", "alias", "name", "production"), 2, "names no version"),
     ],

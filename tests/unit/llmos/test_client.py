@@ -7,9 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llmos import calls
+from llmos import calls, connection
 from llmos.connection import Connection, result_of
-from llmos.errors import APIError, Conflict, NoKey, NotFound
+from llmos.embedded.running import Running
+from llmos.errors import APIError, Conflict, NoAddress, NoKey, NotConnected, NotFound
 from llmos.sse import EventParser, ServerEvent
 
 
@@ -34,7 +35,23 @@ def test_the_key_for_a_given_address_may_lie_in_the_env_file_of_compose(
     (tmp_path / ".env").write_text("LLMOS_DEV=1\nLLMOS_API_KEY=sk-llmos-compose\n")
     (tmp_path / "key").write_text("sk-llmos-of-this-machine\n")
     assert Connection.find("http://there", home=tmp_path).key == "sk-llmos-compose"
-    assert Connection.find(home=tmp_path).key == "sk-llmos-of-this-machine"
+    monkeypatch.setattr(connection, "running", lambda _: Running(1, "http://here"))
+    assert Connection.find(home=tmp_path) == Connection("http://here", "sk-llmos-of-this-machine")
+
+
+def test_where_nothing_runs_no_other_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_API_KEY", "sk-llmos-of-another")
+    with pytest.raises(NotConnected, match=f"nothing runs on {tmp_path}.*llmos up.*--url"):
+        Connection.find(home=tmp_path)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://host", "http://", "http://[::1"])
+def test_what_is_no_address_is_said_before_a_key_is_looked_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLMOS_API_KEY", raising=False)
+    with pytest.raises(NoAddress, match="is no address of a gateway"):
+        Connection.find(url, home=tmp_path)
 
 
 def test_calls_send_only_what_was_given() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,10 +16,13 @@ import psutil
 import pytest
 
 from llmos.cli import power
+from llmos.cli.output import exit_code
 from llmos.cli.session import Session
 from llmos.embedded.errors import UpError
 from llmos.embedded.layout import Layout
-from llmos.embedded.running import running
+from llmos.embedded.processes import Child, Program, record
+from llmos.embedded.running import lock_home, running
+from llmos.embedded.supervisor import unusable
 from shared.processes import birth_of
 from tests.waiting import eventually
 
@@ -80,4 +86,102 @@ main()
 
 
 def test_down_where_nothing_runs_is_no_error(tmp_path: Path) -> None:
-    assert not power.stop_running(Session(None, None, tmp_path))
+    assert power.stop_running(Session(None, None, tmp_path)) == power.Stopped()
+
+
+IDLE = "import signal; signal.pause()"
+
+
+def left_by_a_killed_start(layout: Layout) -> Child:
+    """What `kill -9` of a supervisor leaves: a child, a record of it, and a lock that nobody holds."""
+    layout.create()
+    layout.lock_file.write_text(json.dumps({"pid": 2**22 - 1, "url": "http://127.0.0.1:9"}))
+    child = Child(Program("trainer", [sys.executable, "-c", IDLE]), layout.logs / "trainer.log")
+    child.start()
+    record(layout.processes_file, [child])
+    return child
+
+
+def test_down_ends_what_a_killed_start_left_and_names_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    left = left_by_a_killed_start(layout)
+    try:
+        assert power.stop_running(Session(None, None, tmp_path)) == power.Stopped(leftovers=["trainer"])
+        assert not left.running
+        assert power.stop_running(Session(None, None, tmp_path)) == power.Stopped()
+    finally:
+        left.stop(0)
+
+
+def test_down_does_not_take_what_is_being_started_for_leftovers(tmp_path: Path) -> None:
+    """A start holds the lock before it says who it is."""
+    layout = Layout(tmp_path)
+    child = left_by_a_killed_start(layout)
+    layout.lock_file.write_text("")
+    try:
+        with layout.lock_file.open() as lock:
+            assert lock_home(lock)
+            with pytest.raises(UpError, match="does not say who it is"):
+                power.stop_running(Session(None, None, tmp_path), timeout_s=0)
+        assert child.running
+    finally:
+        child.stop(0)
+
+
+SLOW_TO_EXIT = """
+import fcntl, json, os, signal, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.write(json.dumps({"pid": os.getpid(), "url": "http://127.0.0.1:9"}))
+lock.flush()
+def stop(*_):
+    lock.close()
+    time.sleep(0.5)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_down_returns_when_the_supervisor_has_ended_not_when_it_lets_go(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_EXIT, str(layout.lock_file)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "up\n"
+        assert power.stop_running(Session(None, None, tmp_path)) == power.Stopped(supervisor=True)
+        assert birth_of(supervisor.pid) is None
+    finally:
+        supervisor.kill()
+        supervisor.communicate()
+
+
+def test_a_second_up_is_told_from_a_failed_one(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.create()
+    layout.lock_file.write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:9"}))
+    with layout.lock_file.open() as lock:
+        assert lock_home(lock)
+        with pytest.raises(UpError) as raised:
+            power.start_detached(Session(None, None, tmp_path), "127.0.0.1", 8000)
+    assert exit_code(raised.value) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Make room there, or give another"),
+        (errno.EROFS, "Make it writable"),
+        (errno.EEXIST, "Give another"),
+    ],
+)
+def test_a_home_that_cannot_be_used_says_what_helps(number: int, advice: str, tmp_path: Path) -> None:
+    error = OSError(number, os.strerror(number), str(tmp_path))
+    told = str(unusable(Layout(tmp_path), error))
+    assert f"{tmp_path}: {os.strerror(number)}. {advice}" in told
+    assert "Errno" not in told
+    assert ("Make room" in told) == (number == errno.ENOSPC)
