@@ -22,15 +22,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+def make_tiny_llama(folder: Path, *, seed: int = 0, hidden: int = HIDDEN) -> Path:
     """A random Llama in `folder`, as `save_pretrained` writes it. Same seed, same model."""
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,

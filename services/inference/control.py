@@ -35,6 +35,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     restarts: int
     cache_folder: str
     """Where the engine may keep what it works out about a model, for the next start."""
+    log_file: str = ""
+    """Where what the replica and its engine say is written; the launcher knows."""
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -49,6 +51,8 @@ class Phase(StrEnum):
     ready = "ready"
     broken = "broken"
     """It can never work as it is specified; starting it again is of no use."""
+    crashed = "crashed"
+    """Its engine has broken down; another start may go better."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from shared.contracts.deployments import DeploymentSpec, DesiredDeployment, Repl
 from shared.contracts.nodes import Capacity
 
 LONGEST_PAUSE_S = 60.0
-WELL_AFTER_S = 60.0
+WELL_AFTER_S = 600.0
 """A replica that was ready for so long has come back to life: its earlier crashes no longer count."""
 CPU_OVERHEAD_BYTES = 3 * 2**29
 """What vLLM takes on a CPU besides weights and cache: measured 0.5 GB in the replica and 0.5 GB in the engine."""
@@ -117,12 +117,22 @@ def gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB"
 
 
+def error_in_log(lines: Sequence[str]) -> str:
+    """The last error that was said and is no mere wrapper of another; empty where none was."""
+    causes = [error for error in _errors(lines) if not any(wrapper in error for wrapper in WRAPPERS)]
+    return causes[-1][:500] if causes else ""
+
+
+def _errors(lines: Sequence[str]) -> list[str]:
+    return [found.group(1).strip() for line in lines if (found := ERROR_LINE.search(line)) and "Warning" not in line]
+
+
 def reason_from_log(lines: Sequence[str], exit_code: int | None) -> str:
-    """Why a process ended, from the last lines it said: the last error that is no mere wrapper of another."""
-    errors = [found.group(1).strip() for line in lines if (found := ERROR_LINE.search(line)) and "Warning" not in line]
-    causes = [error for error in errors if not any(wrapper in error for wrapper in WRAPPERS)]
-    if told := (causes or errors):
-        return told[-1][:500]
+    """Why a process ended, from the last lines it said: its last error, or else how it ended."""
+    if told := error_in_log(lines):
+        return told
+    if wrappers := _errors(lines):
+        return wrappers[-1][:500]
     ended = f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with code {exit_code}"
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     hint = "; if the machine ran out of memory, deploy a smaller model" if exit_code == -9 else ""

@@ -71,7 +71,7 @@ class Keeper:
         self._adapters = AdapterFolders(node.puller, self._adapters_told)
         self._well_since: float | None = None
         self._heard_at = 0.0
-        self._broken = ""
+        self._broken = self._crashed = ""
 
     def change(self, seat: Seat) -> None:
         """The deployment wants this now. Only adapters changed: without a restart."""
@@ -139,7 +139,7 @@ class Keeper:
         return folder
 
     async def _start(self, seat: Seat, folder: Path) -> Process:
-        self._well_since, self._broken = None, ""
+        self._well_since, self._broken, self._crashed = None, "", ""
         self._heard_at = self._now()
         self._standing.say(ReplicaState.loading, percent=0.0)
         try:
@@ -178,7 +178,7 @@ class Keeper:
     def _judge(self, process: Process, exit_code: int) -> None:
         if self._broken:
             raise Broken(self._broken)
-        raise Crashed(reason_from_log(process.log_tail(), exit_code))
+        raise Crashed(self._crashed or reason_from_log(process.log_tail(), exit_code))
 
     async def _drain(self, process: Process, ended: asyncio.Task[int]) -> None:
         self._standing.say(ReplicaState.draining)
@@ -191,6 +191,8 @@ class Keeper:
             self._heard_at = self._now()
             if report.phase is Phase.broken:
                 self._broken = report.reason
+            elif report.phase is Phase.crashed:
+                self._crashed = report.reason
             elif self._end_life.is_set():
                 continue  # it drains: that is known, and its load counts no more
             elif report.phase is Phase.loading:
@@ -202,6 +204,8 @@ class Keeper:
         if self._well_since is None:
             self._well_since = self._now()
             log.info("replica_ready", replica=self.seat.replica_id, model=self.seat.spec.model.ref)
+        elif self._now() - self._well_since > WELL_AFTER_S:
+            self._crashes, self._standing.trouble = 0, ""
         self._standing.ready(report, self._adapters.failed)
 
     async def _watch(self, process: Process) -> None:
@@ -221,14 +225,14 @@ class Keeper:
                 raise Crashed(f"the replica has said nothing for {SILENCE_S:g} s: it hangs")
 
     async def _after_crash(self, reason: str) -> None:
-        was_well = self._well_since is not None and self._now() - self._well_since > WELL_AFTER_S
         self._well_since = None
-        self._crashes = 1 if was_well else self._crashes + 1
+        self._crashes += 1
         log.warning("replica_crashed", replica=self.seat.replica_id, crashes=self._crashes, reason=reason)
         if self._crashes >= self._node.settings.replica_max_crashes:
             return await self._stay_failed(reason)
         self._standing.restarts += 1
         pause = pause_s(self._crashes)
+        self._standing.trouble = f"started again after it failed: {reason}"
         self._standing.say(ReplicaState.loading, reason=f"starts again in {pause:g} s after it failed: {reason}")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._end_life.wait(), pause)
@@ -236,7 +240,7 @@ class Keeper:
 
     async def _stay_failed(self, reason: str) -> None:
         """No further start until the deployment's version changes."""
-        self._crashes = 0
+        self._crashes, self._standing.trouble = 0, ""
         if self._end_life.is_set():
             return  # something else was wanted meanwhile
         log.error("replica_failed", replica=self.seat.replica_id, reason=reason)

@@ -108,7 +108,7 @@ async def bus_answers(bus: Bus, stop: asyncio.Event) -> bool:
     """Wait for the bus; False when asked to stop before it came."""
     while not stop.is_set():
         try:
-            await asyncio.to_thread(bus.ping)
+            await asyncio.to_thread(shared.bus.check_access, bus)
             return True
         except BusUnavailable as error:
             log.info("waiting_for_the_bus", reason=str(error))

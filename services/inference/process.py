@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from services.inference.control import (
     MAX_MESSAGE_BYTES,
     ReplicaSpec,
@@ -22,11 +24,11 @@ from services.inference.control import (
     encode,
     socket_pair,
 )
+from services.inference.log_tail import log_tail
 from shared.log_files import forget_old, rotate
 from shared.processes import kill_group
 from shared.settings import PREFIX, Settings
 
-TAIL_BYTES = 1 << 16
 KEPT_LOGS = 40
 """Of replicas that have ended, two a replica at most; the newest stay for whoever asks why one failed."""
 LOG_AGE_S = 7 * 24 * 3600
@@ -105,12 +107,7 @@ class ReplicaProcess:
         self._spec.unlink(missing_ok=True)
 
     def log_tail(self) -> list[str]:
-        if not self._log.exists():
-            return []  # somebody made room
-        with self._log.open("rb") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_from, end - TAIL_BYTES))
-            return log.read().decode(errors="replace").splitlines()
+        return log_tail(self._log, self._log_from)
 
     def loading_percent(self) -> float | None:
         found = SHARDS.findall("\n".join(self.log_tail()[-20:]).encode())
@@ -138,8 +135,8 @@ class Launcher:
 
     async def __call__(self, spec: ReplicaSpec) -> ReplicaProcess:
         path = self._specs / f"{spec.replica_id}.json"
-        path.write_bytes(encode(spec))
         log = self._logs / f"replica-{spec.replica_id}.log"
+        path.write_bytes(encode(msgspec.structs.replace(spec, log_file=str(log))))
         self._forget_old_logs()
         log_from = rotate(log)
         ours, theirs = socket_pair()

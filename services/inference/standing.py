@@ -10,6 +10,7 @@ from services.inference.control import Report
 from services.inference.domain import Seat
 from shared.contracts.deployments import Load, ReplicaState, ReplicaStatus
 
+TROUBLED = (ReplicaState.pulling, ReplicaState.loading, ReplicaState.ready)
 Say = Callable[[str, ReplicaStatus | None], None]
 
 
@@ -19,6 +20,8 @@ class Standing:
     def __init__(self, seat: Seat, node: str, say: Say) -> None:
         self.seat = seat
         self.restarts = 0
+        self.trouble = ""
+        """What its last life ended of; said until it has been well for long, unless there is something newer to say."""
         self._node = node
         self._say = say
         self._boot_id = ""
@@ -66,6 +69,7 @@ class Standing:
 
     def _publish(self) -> None:
         self._seq += 1
+        facts = {"reason": self.trouble, **self._facts} if self._state in TROUBLED else self._facts
         status = ReplicaStatus(
             tenant=self.seat.tenant,
             replica_id=self.seat.replica_id,
@@ -77,6 +81,6 @@ class Standing:
             boot_id=self._boot_id,
             seq=self._seq,
             deployment_version=self.seat.version,
-            **self._facts,
+            **facts,
         )
         self._say(self.seat.replica_id, status)

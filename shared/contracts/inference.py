@@ -70,6 +70,8 @@ class Refusal(msgspec.Struct, frozen=True):
     reason: str
     queue: int
     retry_after_s: float
+    broken: bool = False
+    """The replica has broken down: it ends, and will not take it later either."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -9,13 +9,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import openai
 import pytest
 
 from services.gateway.inference import pending
 from services.gateway.inference.dispatch import GRACE_MS
 from shared.contracts.deployments import ReplicaState
-from shared.contracts.inference import FrameKind, Request
+from shared.contracts.inference import FrameKind, Refusal, Request
 from tests.integration.inference_world import (
     QUESTION,
     WHOLE,
@@ -102,6 +103,17 @@ async def test_an_engines_own_error_passes_as_it_is(world: World) -> None:
     answer = await ask(world)
     assert answer.status_code == 400
     assert "max_tokens is too large" in answer.text
+
+
+async def test_what_the_engines_web_framework_refuses_comes_in_the_envelope(world: World) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        await replica.start(request, status=400, content_type="application/json")
+        await replica.send(request, FrameKind.end, b'{"detail":"There was an error parsing the body"}')
+
+    await world.replica("r1", script)
+    answer = await ask(world)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The engine refused: There was an error parsing the body"
 
 
 async def test_a_route_that_the_model_does_not_have_is_an_error_like_any_other(world: World) -> None:
@@ -230,6 +242,24 @@ async def test_after_two_dead_replicas_comes_a_503(world: World) -> None:
 async def test_a_dead_replica_without_another_is_a_503(world: World) -> None:
     await world.replica("r1", say_nothing)
     assert error_of(await ask(world))["code"] == "replica_lost"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_a_broken_replica_is_replaced_by_another_or_is_a_503_with_its_reason(world: World, replicas: int) -> None:
+    async def script(replica: ScriptedReplica, request: Request) -> None:
+        if request.attempt == 2:
+            return await answer_whole(replica, request)
+        refusal = Refusal("its engine has stopped: no such kernel", 0, 5, broken=True)
+        return await replica.send(request, FrameKind.refused, msgspec.msgpack.encode(refusal))
+
+    for number in range(replicas):
+        await world.replica(f"r{number}", script)
+    answer = await ask(world)
+    assert answer.status_code == (200 if replicas == 2 else 503)
+    if replicas == 1:
+        assert error_of(answer)["code"] == "replica_lost"
+        assert "no such kernel" in error_of(answer)["message"]
+        assert answer.headers["retry-after"] == "5"
 
 
 async def test_a_busy_replica_that_gives_signs_of_life_is_waited_for(world: World) -> None:

@@ -103,6 +103,31 @@ async def test_a_replica_that_crashes_again_and_again_fails_with_its_reason(desk
     await desk.until("r1", ReplicaState.ready)
 
 
+async def test_an_engine_that_breaks_at_every_request_fails_with_its_reason_though_it_was_ready_between(
+    desk: Desk, model: ArtifactPin
+) -> None:
+    desk.want("chat", echo(model, args={"break_on": "break"}), "r1")
+    await desk.until("r1", ReplicaState.ready)
+    refused = (await desk.answer(await desk.ask("r1", {**CHAT, "user": "break"})))[0]
+    assert refused.kind is FrameKind.refused
+    assert msgspec.msgpack.decode(refused.data, type=Refusal).broken
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.restarts == 1 and last.max_model_len, 30)
+    again = await desk.until("r1", ReplicaState.ready)
+    assert again.reason == "started again after it failed: the echo engine was asked to break"
+    await desk.ask("r1", {**CHAT, "user": "break"})
+    assert (await desk.until("r1", ReplicaState.failed)).reason == "the echo engine was asked to break"
+
+
+async def test_a_model_that_breaks_the_engine_with_its_first_token_is_never_ready(
+    desk: Desk, model: ArtifactPin
+) -> None:
+    desk.want("chat", echo(model, args={"break_on": '"max_tokens": 1}'}), "r1")
+    failed = await desk.until("r1", ReplicaState.failed)
+    assert "the echo engine was asked to break" in failed.reason
+    assert ReplicaState.ready not in desk.watched.states("r1")
+    assert failed.restarts == 0
+
+
 async def test_an_unknown_engine_argument_fails_at_once_and_is_named(desk: Desk, model: ArtifactPin) -> None:
     desk.want("chat", echo(model, args={"tokenz": 3}), "r1")
     failed = await desk.until("r1", ReplicaState.failed)

@@ -114,9 +114,9 @@ def _alive(heard: Heard, silent_after_s: float) -> bool:
 
 
 def _problem(found: Deployment, replicas: Sequence[ReplicaStatus]) -> str:
-    return _scheduler_problem(found) or next(
-        (status.reason for status in replicas if status.state is ReplicaState.failed), ""
-    )
+    """What a person should know: of replicas also why one starts again, and what it failed of not long ago."""
+    failed_first = sorted(replicas, key=lambda status: status.state is not ReplicaState.failed)
+    return _scheduler_problem(found) or next((status.reason for status in failed_first if status.reason), "")
 
 
 def _scheduler_problem(found: Deployment) -> str:

@@ -180,6 +180,8 @@ def _raise_if_turned_down(first: Frame, replica: Replica) -> None:
             refusal = _refusal.decode(first.data)
         except msgspec.MsgspecError as error:
             raise ReplicaFailed(f"Replica {replica.id} refused in a form that is not known here: {error}") from error
+        if refusal.broken:
+            raise ReplicaLost(f"Replica {replica.id} broke down: {refusal.reason}", retry_after_s=refusal.retry_after_s)
         metrics.REFUSALS.inc()
         sentence = f"Replica {replica.id} takes no more requests now ({refusal.reason}; it holds {refusal.queue})"
         raise Overloaded(sentence, retry_after_s=refusal.retry_after_s)

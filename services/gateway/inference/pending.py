@@ -135,7 +135,8 @@ class Pending:
         """The process behind the replica is another one now, or none: what was sent to the one before is lost."""
         for attempt, reply in self._attempts():
             if attempt.replica is replica and (attempt.boot_id != replica.status.boot_id or not replica.holds_requests):
-                reply.fail(ReplicaLost(f"Replica {replica.id} ended while it worked on this request; ask again"))
+                why = f" ({replica.status.reason})" if replica.status.reason else ""
+                reply.fail(ReplicaLost(f"Replica {replica.id} ended while it worked on this request{why}; ask again"))
 
     def lose_silent(self, now: float, awake_since: float, silence_s: float) -> None:
         """Give up the replicas that gave no sign of life for so long since they were asked.

@@ -24,6 +24,10 @@ class EngineRefused(Exception):
     """The engine can never work with this model and these arguments; the message is a sentence for a person."""
 
 
+class EngineStopped(Exception):
+    """The engine has broken down and serves no more; the message is its reason. Another start may go better."""
+
+
 class AdapterRefused(Exception):
     """The engine cannot load or unload this adapter; the message says why."""
 
@@ -40,8 +44,12 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Requests that it works on at once; more wait inside it."""
 
+    @property
+    def trial(self) -> tuple[str, dict[str, Any]] | None:
+        """The path and body of the smallest request that makes it work; None where it knows of none."""
+
     def problem(self) -> str:
-        """Why it can serve no more; empty while it is well."""
+        """Why it can serve no more; empty while it is well. Asked at every piece of an answer, so it is quick."""
 
     async def load_adapter(self, ref: str, folder: Path) -> None:
         """From now on, requests whose model is `ref` are answered with it. Raises AdapterRefused."""

@@ -42,6 +42,8 @@ class EchoArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """End the process when a request's body holds this."""
     hang_on: str = ""
     """Never answer such a request."""
+    break_on: str = ""
+    """Its engine stops at such a request, as one in a process of its own does: every answer under way fails."""
     fail_on: str = ""
     """Raise in the application for such a request."""
     refuse_adapters: list[str] = []
@@ -83,10 +85,12 @@ class EchoEngine:
         self.models = {served_name}
         self.working = 0
         """Requests it works on now."""
+        self.trial = "/v1/completions", {"model": served_name, "prompt": "trial", "max_tokens": 1}
         self._args = args
+        self._stopped = asyncio.Event()
 
     def problem(self) -> str:
-        return ""
+        return "the echo engine was asked to break" if self._stopped.is_set() else ""
 
     async def load_adapter(self, ref: str, folder: Path) -> None:
         if ref in self._args.refuse_adapters or not _exists(str(folder)):
@@ -100,15 +104,18 @@ class EchoEngine:
         body = (await receive())["body"]
         work = asyncio.create_task(self._work(scope["path"], body, send))
         gone = asyncio.create_task(_disconnected(receive))
+        stopped = asyncio.create_task(self._stopped.wait())
         self.working += 1
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
+            elif stopped.done():
+                await _send_json(send, 500, _error("the echo engine is dead", None))
         finally:
             self.working -= 1
-            work.cancel()
-            gone.cancel()
+            for task in (work, gone, stopped):
+                task.cancel()
 
     async def _work(self, path: str, body: bytes, send: Send) -> None:
         await self._misbehave(body.decode())
@@ -145,6 +152,9 @@ class EchoEngine:
     async def _misbehave(self, body: str) -> None:
         if self._args.crash_on and self._args.crash_on in body:
             crash("RuntimeError: asked to crash by a request")
+        if self._args.break_on and self._args.break_on in body:
+            self._stopped.set()
+            await asyncio.Event().wait()
         if self._args.hang_on and self._args.hang_on in body:
             await asyncio.Event().wait()
         if self._args.fail_on and self._args.fail_on in body:

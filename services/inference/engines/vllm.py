@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
+
 from services.inference.control import MAX_REASON, ReplicaSpec
+from services.inference.domain import error_in_log
 from services.inference.engines import AdapterRefused, AsgiApp, Engine, EngineRefused, OnPhase
 from services.inference.engines.amx import allow_amx
 from services.inference.engines.arguments import command_line, processor_has_bf16
+from services.inference.log_tail import log_tail
 from shared.processes import children_die_with_us
+
+NO_CHAT_TEMPLATE = (
+    "This model has no chat template, so it takes no chats: ask it to go on with a text, at /v1/completions "
+    "(llmos complete), or deploy it with vLLM's argument chat_template"
+)
+KILLED = "its process was killed or ended without a word; if the machine ran out of memory, deploy a smaller model"
 
 
 @asynccontextmanager
 async def open_vllm(spec: ReplicaSpec, on_phase: OnPhase) -> AsyncIterator[Engine]:
     """Start vLLM's engine and build its application. Raises EngineRefused when it can never start as specified."""
+    said = Said(Path(spec.log_file))
     on_phase("importing vLLM", 2)
     on_cpu = not spec.devices
     os.environ.update(environment(spec, on_cpu=on_cpu))
@@ -35,6 +47,7 @@ async def open_vllm(spec: ReplicaSpec, on_phase: OnPhase) -> AsyncIterator[Engin
     if on_cpu:
         allow_amx()
         _inspect_models_here()
+    _name_the_way_without_a_chat_template()
     engine_args = _engine_args(args, fork=on_cpu and spec.restarts == 0)
     on_phase("loading the weights", 40)
     async with build_async_engine_client_from_engine_args(engine_args) as client:
@@ -45,20 +58,39 @@ async def open_vllm(spec: ReplicaSpec, on_phase: OnPhase) -> AsyncIterator[Engin
         # What is there now stays: the collector need not look at it again at every generation.
         gc.collect()
         gc.freeze()
-        yield VllmEngine(app, client)
+        yield VllmEngine(app, client, spec, tasks, said)
+
+
+class Said:
+    """What this replica's log says since the start: vLLM tells only there why its engine's process has ended."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._from = log.stat().st_size if log.is_file() else 0
+
+    def last_error(self) -> str:
+        return error_in_log(log_tail(self._log, self._from)) if self._log.is_file() else ""
 
 
 class VllmEngine:
     """A running vLLM."""
 
-    def __init__(self, app: Any, client: Any) -> None:
+    def __init__(self, app: Any, client: Any, spec: ReplicaSpec, tasks: Collection[str], said: Said) -> None:
         self.app: AsgiApp = app
+        self.trial = _trial(spec.served_name, tasks)
         self.client = client
         self.max_model_len: int | None = client.model_config.max_model_len
         self.slots: int = client.vllm_config.scheduler_config.max_num_seqs
+        self._said = said
+        self._problem = ""
+        app.state.server = (
+            SimpleNamespace()
+        )  # which vLLM tells to exit when its engine is dead; `problem` tells it here
 
     def problem(self) -> str:
-        return f"vLLM's engine has stopped: {self.client.dead_error}" if self.client.errored else ""
+        if not self._problem and self.client.errored:
+            self._problem = f"vLLM's engine has stopped: {self._said.last_error() or KILLED}"[:MAX_REASON]
+        return self._problem
 
     async def load_adapter(self, ref: str, folder: Path) -> None:
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
@@ -98,6 +130,15 @@ def environment(spec: ReplicaSpec, *, on_cpu: bool) -> dict[str, str]:
     }
 
 
+def _trial(model: str, tasks: Collection[str]) -> tuple[str, dict[str, Any]] | None:
+    """One token of the base model, as a number: that needs no tokenizer."""
+    if "generate" in tasks:
+        return "/v1/completions", {"model": model, "prompt": [0], "max_tokens": 1}
+    if "embed" in tasks:
+        return "/v1/embeddings", {"model": model, "input": [0]}
+    return None
+
+
 def parse(argv: list[str]) -> Any:
     """vLLM's own reading of its command line. Raises EngineRefused with vLLM's sentence, which names the argument."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -121,6 +162,17 @@ def _inspect_models_here() -> None:
     from vllm.model_executor.models import registry
 
     setattr(registry, "_run_in_subprocess", lambda inspect: inspect())  # noqa: B010
+
+
+def _name_the_way_without_a_chat_template() -> None:
+    """vLLM's own sentence speaks of a version of transformers, to people who may never have heard of it."""
+    from vllm.renderers import hf
+
+    class NoChatTemplate(hf.ChatTemplateResolutionError):  # type: ignore[misc]
+        def __init__(self, *_: object) -> None:
+            super().__init__(NO_CHAT_TEMPLATE)
+
+    setattr(hf, "ChatTemplateResolutionError", NoChatTemplate)  # noqa: B010
 
 
 def _engine_args(args: Any, *, fork: bool) -> Any:
@@ -148,11 +200,21 @@ def _refusing_bad_values(make: Any, *positional: Any, **named: Any) -> Any:
 
 
 def _sentence(error: Exception) -> str:
+    """Of a refused value, each field with its reason; of anything else the first line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(_refused_value(each["loc"], each["msg"]) for each in error.errors())[:MAX_REASON]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next(
         (line for line in lines if line.startswith("Value error,")), lines[0] if lines else type(error).__name__
     )
     return told.removeprefix("Value error, ").split(" [type=")[0][:MAX_REASON]
+
+
+def _refused_value(place: tuple[int | str, ...], message: str) -> str:
+    """`max_model_len: Input should be greater than 0`; a whole configuration's fault has no place."""
+    field = ".".join(map(str, place))
+    reason = message.removeprefix("Value error, ")
+    return f"{field}: {reason}" if field else reason
 
 
 def _raise_refused(answer: Any) -> None:

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import msgspec
 import structlog
 
-from services.inference.engines import AsgiApp, AsgiMessage
-from shared.contracts.inference import Frame, FrameKind, Request
+from services.inference.engines import AsgiMessage, Engine
+from shared.contracts.inference import Frame, FrameKind, Refusal, Request
 from shared.tracing import Span, span
 
 log = structlog.get_logger(__name__)
@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 FRAME_BYTES = 256 << 10
 GRACE_S = 2.0
 """Between telling the application that its client left and cancelling it."""
+RESTART_S = 5.0
+"""When to come again to a replica that has broken down."""
 OWN_HEADERS = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"content-type"})
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -27,11 +29,14 @@ PutFrame = Callable[[Frame, bool], None]
 
 
 class Call:
-    """Runs `request` in `app`. Frames count from 0; the last is `end` or `failed`, unless the call was cancelled."""
+    """Runs `request` in the engine. Frames count from 0; the last is `end` or `failed`, unless the call was cancelled.
 
-    def __init__(self, request: Request, app: AsgiApp, put: PutFrame, replica: str) -> None:
+    Where the engine breaks down before the first frame, the only one is `refused`: another replica may answer.
+    """
+
+    def __init__(self, request: Request, engine: Engine, put: PutFrame, replica: str) -> None:
         self.request = request
-        self._app = app
+        self._engine = engine
         self._put_frame = put
         self._replica = replica
         self._seq = 0
@@ -52,14 +57,14 @@ class Call:
     async def _work(self) -> None:
         deadline = self._arm_deadline()
         try:
-            await self._app(_scope(self.request), self._receive, self._send)
-            if not self._over:
+            await self._engine.app(_scope(self.request), self._receive, self._send)
+            if not self._over and not self.break_off():
                 self._fail("The engine ended without a whole answer; try again.")
         except asyncio.CancelledError:
             if not self._disconnected.is_set():
                 raise
         except Exception as error:
-            if not self._disconnected.is_set():
+            if not self._disconnected.is_set() and not self.break_off():
                 log.exception("request_failed_in_engine", request=self.request.id)
                 self._fail(f"The engine failed on this request: {_sentence(error)}")
         finally:
@@ -78,6 +83,19 @@ class Call:
         self._disconnected.set()
         if self._task is not None:
             asyncio.get_running_loop().call_later(GRACE_S, self._task.cancel)
+
+    def break_off(self) -> bool:
+        """Whether the engine has broken down. Then nothing that it still says is an answer: that it broke is said."""
+        reason = self._engine.problem()
+        if reason and not self._over:
+            self._span.fail(reason)
+            if self._seq:
+                self._fail(reason)
+            else:
+                refusal = Refusal(reason, queue=0, retry_after_s=RESTART_S, broken=True)
+                self._put(FrameKind.refused, _pack(refusal), urgent=True)
+                self._over = True
+        return bool(reason)
 
     def _arm_deadline(self) -> asyncio.TimerHandle | None:
         timeout_ms = self.request.timeout_ms
@@ -101,7 +119,7 @@ class Call:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: AsgiMessage) -> None:
-        if self._over:
+        if self._over or self.break_off():
             return
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]

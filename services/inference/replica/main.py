@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import structlog
@@ -13,10 +13,11 @@ import uvloop
 from setproctitle import setproctitle
 
 from services.inference.control import MAX_REASON, Phase, ReplicaSpec, Report, Wishes, decode_spec
-from services.inference.engines import Engine, EngineRefused, opener
+from services.inference.engines import Engine, EngineRefused, EngineStopped, opener
 from services.inference.replica.adapters import Adapters
 from services.inference.replica.line import Line
 from services.inference.replica.server import Server
+from services.inference.replica.trial import try_out
 from shared import replies, requests
 from shared.processes import die_with_parent
 from shared.settings import Settings, SettingsError, die, load_settings
@@ -43,10 +44,12 @@ def main() -> None:
         uvloop.run(serve(spec, settings, line))
     except EngineRefused as error:
         line.report(Report(Phase.broken, reason=str(error)[:MAX_REASON]))
+    except EngineStopped as error:
+        line.report(Report(Phase.crashed, reason=str(error)[:MAX_REASON]))
 
 
 async def serve(spec: ReplicaSpec, settings: Settings, line: Line) -> None:
-    """Open the engine, then serve the inbox until drained. Raises EngineRefused, or what broke the engine."""
+    """Open the engine, try it out, then serve the inbox until drained. Raises EngineRefused or EngineStopped."""
 
     def on_phase(doing: str, percent: float) -> None:
         log.info("replica_starting", doing=doing, percent=percent)
@@ -54,6 +57,8 @@ async def serve(spec: ReplicaSpec, settings: Settings, line: Line) -> None:
 
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(opener(spec.engine)(spec, on_phase))
+        on_phase("answering a first request", 98)
+        await try_out(engine)
         answers = replies.connect(settings.redis_url)
         stack.push_async_callback(answers.close)
         questions = requests.connect(settings.effective_requests_url)
@@ -75,7 +80,7 @@ class _Replica:
         self._drain = asyncio.Event()
 
     async def run(self, serving: object) -> None:
-        """Serve, report and load adapters until drained; raises what breaks any of it."""
+        """Serve, report and load adapters until drained. Raises EngineStopped, or whatever breaks any of it."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._drain.set)
         loop.add_signal_handler(signal.SIGINT, self._drain.set)
@@ -87,9 +92,12 @@ class _Replica:
                 tasks.create_task(self._keep_reporting()),
             ]
             await self._drain.wait()
-            await self._server.drain()
+            if not self._engine.problem():
+                await self._server.drain()
             for task in background:
                 task.cancel()
+        if problem := self._engine.problem():
+            raise EngineStopped(problem)
 
     def _wished(self, wishes: Wishes) -> None:
         self._adapters.want(wishes.adapters)
@@ -97,10 +105,12 @@ class _Replica:
             self._drain.set()
 
     async def _keep_reporting(self) -> None:
-        while not (problem := self._engine.problem()):
+        """Until the engine breaks down: that ends the replica."""
+        while not self._engine.problem():
             self._report()
-            await asyncio.sleep(REPORT_S)
-        raise RuntimeError(problem)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._server.broke.wait(), REPORT_S)
+        self._drain.set()
 
     def _report(self) -> None:
         running, waiting = self._server.load

@@ -41,6 +41,8 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
+        self.broke = asyncio.Event()
+        """A request has found that the engine has broken down."""
 
     @property
     def load(self) -> tuple[int, int]:
@@ -79,7 +81,9 @@ class Server:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Cancel what still runs and send the frames that wait."""
+        """Cancel what still runs and send the frames that wait. Of a broken engine, every request hears so."""
+        for call, _ in self._calls.values():
+            call.break_off()
         tasks = [task for _, task in self._calls.values()]
         for task in tasks:
             task.cancel()
@@ -90,7 +94,7 @@ class Server:
         def put(frame: Frame, urgent: bool) -> None:
             self._outbox.put(request.reply_to, frame, urgent=urgent)
 
-        call = Call(request, self._engine.app, put, self._replica_id)
+        call = Call(request, self._engine, put, self._replica_id)
         task = asyncio.create_task(call.run())
         self._calls[key] = call, task
         self._of_gateway.setdefault(request.reply_to, set()).add(key)
@@ -100,6 +104,8 @@ class Server:
 
     def _ended(self, key: Key, address: str, began: float) -> None:
         del self._calls[key]
+        if self._engine.problem():
+            self.broke.set()
         self._mean_s += 0.1 * (asyncio.get_running_loop().time() - began - self._mean_s)
         keys = self._of_gateway.get(address, set())
         keys.discard(key)

@@ -132,6 +132,12 @@ def test_a_deployment_has_not_failed_while_the_scheduler_may_try_another_node() 
     assert (elsewhere["status"], elsewhere["problem"]) == ("starting", "no memory")
 
 
+def test_a_deployment_whose_replica_starts_again_says_why() -> None:
+    again = [status_said(ReplicaState.loading, "r1").changed(reason="started again after it failed: no such kernel")]
+    shown = deployment(found(seats=["r1"]), again)
+    assert (shown["status"], shown["problem"]) == ("starting", "started again after it failed: no such kernel")
+
+
 def test_a_deployment_that_is_whole_again_does_not_speak_of_old_failures() -> None:
     shown = deployment(found(seats=["r2"], failures=[failure()]), [status_said(ReplicaState.ready, "r2")])
     assert (shown["status"], shown["problem"], len(shown["replica_statuses"])) == ("ready", "", 1)

@@ -160,6 +160,22 @@ async def test_cancels_get_through_while_it_is_full() -> None:
         assert (await replica.answer("c"))[-1].kind is FrameKind.end
 
 
+async def test_a_broken_engine_refuses_what_has_not_begun_and_ends_what_has_with_its_reason() -> None:
+    async with bench(delay_s=0.01, break_on="break", hang_on="wait") as replica:
+        await replica.ask("begun", max_tokens=100_000)
+        await replica.ask("waiting", user="wait")
+        await aeventually(lambda: replica.frames("begun"))
+        await replica.ask("last", user="break")
+        refused = [(await replica.answer(request))[0] for request in ("waiting", "last")]
+        begun = (await replica.answer("begun"))[-1]
+        await asyncio.wait_for(replica.server.broke.wait(), 10)
+    refusals = [msgspec.msgpack.decode(frame.data, type=Refusal) for frame in refused]
+    assert [(refusal.broken, refusal.reason) for refusal in refusals] == [
+        (True, "the echo engine was asked to break")
+    ] * 2
+    assert (begun.kind, begun.data) == (FrameKind.failed, b"the echo engine was asked to break")
+
+
 async def test_while_draining_new_requests_are_refused_and_old_ones_finished() -> None:
     async with bench(delay_s=0.01) as replica:
         await replica.ask(max_tokens=10)
