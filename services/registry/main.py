@@ -127,7 +127,7 @@ def main(settings: Settings) -> int:
     there = (
         until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), AWAY, stop)
         and until_it_works("the object store", lambda: check_access(store), AWAY, stop)
-        and until_it_works("the bus", bus.ping, AWAY, stop)
+        and until_it_works("the bus", lambda: shared.bus.check_access(bus), AWAY, stop)
     )
     if not there:
         bus.close()

@@ -137,7 +137,7 @@ def main(settings: Settings) -> int:
     doorbell = shared.doorbell.connect(settings.redis_url)
     serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "bus": bus.ping})
     try:
-        if not until_it_works("the bus", bus.ping, (BusError,), stop):
+        if not until_it_works("the bus", lambda: shared.bus.check_access(bus), (BusError,), stop):
             return 0
         while not stop.asked and not failures:
             log.info("stands by until it may lead")

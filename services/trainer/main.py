@@ -110,4 +110,4 @@ def listen(settings: Settings, agent: Agent) -> DoorbellWorker | None:
 )
 def wait_for_bus(bus: Bus) -> None:
     """Returns once the bus answers. Signals have their default meaning until then: nothing runs yet."""
-    bus.ping()
+    shared.bus.check_access(bus)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.bus.port import Bus
+from shared.bus.port import Bus, IncompatibleBus
 from shared.settings import SettingsError
 
 
@@ -38,3 +38,11 @@ def prepare(url: str) -> list[str]:
     from shared.bus.kafka.topics import create_topics
 
     return sorted(create_topics(url).created)
+
+
+def check_access(bus: Bus) -> None:
+    """At a start. Raises BusUnavailable where waiting helps, and SettingsError where it does not."""
+    try:
+        bus.ping()
+    except IncompatibleBus as error:
+        raise SettingsError(f"LLMOS_BUS_URL: {error}") from None

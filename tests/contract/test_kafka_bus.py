@@ -17,6 +17,7 @@ import orjson
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
+from shared.bus import check_access
 from shared.bus.kafka import KafkaBus
 from shared.bus.kafka.topics import create_topics, spec
 from shared.bus.port import BusUnavailable, IncompatibleBus, Record
@@ -120,6 +121,18 @@ def test_a_topic_of_another_shape_is_refused_by_all(
     if "partitions" in other:
         with pytest.raises(IncompatibleBus, match="4 partitions"):
             bus.publish(misshapen, "a", CancelJob(job_id="a")).result(timeout=20)
+
+
+def test_a_start_on_a_topic_of_another_shape_ends_with_a_sentence(server: KafkaServer) -> None:
+    class Misshapen:
+        def ping(self) -> None:
+            raise IncompatibleBus("topic jobs.state has 3 partitions and 12 are needed")
+
+    with pytest.raises(SettingsError, match=r"LLMOS_BUS_URL: topic jobs\.state has 3"):
+        check_access(Misshapen())  # type: ignore[arg-type]
+    bus = KafkaBus(server.url, "start")
+    check_access(bus)
+    bus.close()
 
 
 def test_a_bus_without_topics_says_how_to_make_them(server: KafkaServer) -> None:
