@@ -11,7 +11,7 @@ ApiError
 ├── NoSuchRange       416  the object is shorter than that
 ├── TooMany           429  a limit that waiting does lift
 ├── Unavailable       503  something that is needed is away; try again
-└── NoRoom            507  the store is full
+└── NoRoom            507  the store or the database's disk is full
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from structlog import get_logger
 
+from services.gateway.room import disk_of
 from shared.bus.port import BusError
-from shared.db import AWAY
+from shared.db import AWAY, is_full
 from shared.store.port import ObjectNotFound, StoreError, StoreFull
 
 log = get_logger("gateway")
@@ -213,7 +214,10 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _away(request: Request, error: Exception) -> JSONResponse:
-    log.warning("needed_part_away", path=request.url.path, error=str(error))
+    log.warning("needed_part_away", path=request.url.path, error=str(error).partition("\n")[0])
+    if is_full(error):
+        disk = disk_of(request.app.state.gateway.settings)
+        return NoRoom(f"T{disk[1:]} is full: make room there and send it again.", code="disk_full").response()
     part = "store" if isinstance(error, StoreError) else "bus" if isinstance(error, BusError) else "database"
     return Unavailable(f"The {part} does not answer now; try again in a few seconds.", code=f"{part}_away").response()
 

@@ -107,7 +107,10 @@ class Outbox:
             except Exception:  # without this thread nothing that was put off would ever be published
                 log.exception("outbox_failed")
                 self._stopping.wait(RETRY_S)
-        self._write_down()
+        try:
+            self._write_down()
+        except SQLAlchemyError as error:
+            log.warning("outbox_ends_early", reason=str(error).splitlines()[0])
 
     @contextmanager
     def taken(self) -> Iterator[list[str]]:

@@ -19,6 +19,8 @@ from shared.settings import SettingsError
 
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 """What is raised when the database does not answer, or has taken the connection away: it may work again later."""
+DISK_FULL = "53100"
+"""PostgreSQL's code, https://www.postgresql.org/docs/current/errcodes-appendix.html."""
 
 
 def open_database(url: str) -> Engine:
@@ -55,6 +57,12 @@ def why(error: Exception) -> str:
     """A database's error in one line, without the statement that met it."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def is_full(error: Exception) -> bool:
+    """Whether the database could not write for want of room on its disk."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == DISK_FULL
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from services.gateway.tables import files
 from shared.contracts.artifacts import ArtifactKind
@@ -110,6 +111,41 @@ def test_a_full_disk_is_507_and_leaves_nothing(world: GatewayWorld, here: Runnin
     answer = post(here, b"data")
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_full")
     assert here.http.get("/v1/files").json()["data"] == []
+
+
+def test_a_database_without_room_is_507_and_works_again_with_room(tmp_path: Path) -> None:
+    world = GatewayWorld(tmp_path)
+    large = {"type": "probe", "params": {"log_line": "x" * 100_000}}
+    with world.gateway() as here:
+        engine = here.app.state.gateway.view.jobs._engine
+
+        def bound(connection: Any, *_: object) -> None:
+            connection.execute("PRAGMA max_page_count = 1")  # as large as it is, and no larger
+
+        def unbound(connection: Any, *_: object) -> None:
+            connection.execute("PRAGMA max_page_count = 1000000")
+
+        event.listen(engine, "checkout", bound)
+        for answer in [here.http.post("/v1/jobs", json=large) for _ in range(5)]:
+            assert answer.status_code in (202, 507), answer.text
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("insufficient_storage", "disk_full")
+        assert error["message"].startswith(f"The disk of {tmp_path} is full")
+        event.remove(engine, "checkout", bound)
+        event.listen(engine, "checkout", unbound)
+        assert here.http.post("/v1/jobs", json=large).status_code == 202
+    world.close()
+
+
+def test_a_gateway_whose_disk_is_full_is_not_ready(tmp_path: Path, monkeypatch: Any) -> None:
+    world = GatewayWorld(tmp_path)
+    with world.gateway() as here:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5))
+        answer = here.http.get("/readyz")
+        assert (answer.status_code, list(answer.json()["missing"])) == (503, ["disk"])
+        assert str(tmp_path) in answer.json()["missing"]["disk"]
+    world.close()
 
 
 def test_the_same_upload_retried_by_an_sdk_is_one_file(world: GatewayWorld, here: Running) -> None:

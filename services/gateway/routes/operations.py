@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.gateway.gateway import Gateway, Here
+from services.gateway.room import no_room
 from shared.bus.port import BusError
 from shared.store.port import StoreError
 
@@ -39,6 +40,7 @@ def metrics(request: Request) -> Response:
 def _checks(here: Gateway) -> dict[str, Callable[[], str | None]]:
     return {
         "database": lambda: _why_not(here.view.jobs.ping),
+        "disk": lambda: no_room(here.settings),
         "bus": lambda: _why_not(here.bus.ping),
         "store": lambda: _why_not(here.store.ping),
         "view": here.view.ready,
