@@ -11,7 +11,7 @@ from services.trainer.execution import DISK_FULL_HINT, OUT_OF_MEMORY_HINT
 from shared.contracts.jobs import Failure, FailureReason, Wish
 from shared.store.port import CorruptArtifact, ObjectNotFound, StoreError, StoreFull, StoreUnavailable
 
-CRASH_HINT = "The last lines of the log say more; the job goes on from its newest checkpoint if attempts are left."
+CRASH_HINT = "The last lines of the log say more."
 KILLED_HINT = "If nobody killed it, look whether the machine ran out of memory."
 
 STOPPED_FROM_OUTSIDE = "The training process was told to stop by a signal that the trainer did not send"
