@@ -16,8 +16,8 @@ import shared.bus
 from llmos.cli.output import AsJson, ago, errors, say, say_error, show, size, table
 from llmos.cli.session import Session, session_of
 from llmos.embedded.running import running
-from shared.bus.port import BusError
-from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, REGISTRY_STATE
+from shared.bus.port import Bus, BusError, BusUnavailable, Record
+from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, REGISTRY_STATE, Topic
 from shared.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -164,19 +164,29 @@ def _refuse_used_bus(settings: Settings) -> None:
     bus = shared.bus.connect(settings.bus_url, "llmos-restore")
     try:
         for topic in (JOBS_STATE, ATTEMPTS_DESIRED, REGISTRY_STATE, DEPLOYMENTS_DESIRED):
-            keys, shown = set[str](), threading.Event()
-            following = bus.follow(topic, lambda record, keys=keys: keys.add(record.key), shown.set)  # type: ignore[misc]
-            in_time = shown.wait(BUS_S)
-            following.close()
-            if keys:
+            if keys := _keys_of(bus, topic):
                 raise Occupied(
                     f"the bus is not empty: {topic.name} shows {len(keys)} keys. A restored system begins with an "
                     "empty one: delete the bus's data, or its topics, and run `llmos admin init`"
                 )
-            if not in_time:
-                raise BusError(f"the bus did not show {topic.name} within {BUS_S:g} s")
     finally:
         bus.close()
+
+
+def _keys_of(bus: Bus, topic: Topic) -> set[str]:
+    """What a compacted topic holds. Raises BusUnavailable."""
+    keys, shown = set[str](), threading.Event()
+
+    def saw(record: Record) -> None:
+        if record.message is not None:
+            keys.add(record.key)
+
+    following = bus.follow(topic, saw, shown.set)
+    in_time = shown.wait(BUS_S)
+    following.close()
+    if not in_time and not keys:
+        raise BusUnavailable(f"the bus did not show {topic.name} within {BUS_S:g} s: are its topics there?")
+    return keys
 
 
 def _clear_embedded_bus(session: Session, settings: Settings) -> None:

@@ -18,6 +18,7 @@ from services.scheduler.truth import take_over
 from shared.bus.memory import MemoryBus, MemoryServer
 from shared.contracts.artifacts import run_prefix
 from shared.contracts.jobs import AttemptSucceeded, CheckpointRef, CheckpointSaved, Output
+from shared.contracts.topics import JOBS_STATE, Topic
 from shared.db import migrate, open_database
 from shared.doorbell.memory import MemoryDoorbell
 from shared.replies.memory import MemoryReplyHub
@@ -69,7 +70,13 @@ class Whole:
     def __init__(self, gateway: Running, scheduler: Scheduler, bus: MemoryBus) -> None:
         self.gateway = gateway
         self.scheduler = scheduler
-        self.bus = bus
+        self._shown: dict[Topic, set[str]] = {JOBS_STATE: set()}
+        for topic, keys in self._shown.items():
+            bus.follow(topic, lambda record, keys=keys: keys.add(record.key))  # type: ignore[misc]
+
+    def shown(self, topic: Topic) -> set[str]:
+        """The keys that a compacted topic has shown since the start."""
+        return set(self._shown[topic])
 
     def submit(self, **job: Any) -> str:
         return self.gateway.submit(**job)

@@ -17,6 +17,7 @@ from shared.backup.restoring import restore
 from shared.backup.system import SERVICES, system_of
 from shared.backup.taking import take
 from shared.backup.verifying import verify_backup, verify_system
+from shared.contracts.topics import JOBS_STATE
 from shared.settings import Settings
 from tests.databases import maker
 from tests.integration.backup_world import Whole, running_system
@@ -100,8 +101,9 @@ class Working:
     [("sqlite", "sqlite"), ("postgresql", "postgresql"), ("sqlite", "postgresql"), ("postgresql", "sqlite")],
 )
 def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
-    kind: str, to: str, new_system: NewSystem, tmp_path: Path
+    kind: str, to: str, new_system: NewSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.scheduler.liveness.UNLISTED_S", 1.0)
     before, after = new_system(kind), new_system(to)
     place = place_at(str(tmp_path / "saved"), before, must_exist=False)
     with running_system(before, tmp_path / "scratch1") as whole:
@@ -120,6 +122,8 @@ def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
 
     bring_back(after, place)
     with running_system(after, tmp_path / "scratch2") as whole:
+        every_job = {*done, *accepted[0], held}
+        eventually(lambda: every_job <= whole.shown(JOBS_STATE), 30, "the truth of every job on the new bus")
         for job_id in done + accepted[0]:
             whole.until(job_id, "succeeded")
         for job_id, told in events.items():

@@ -229,6 +229,21 @@ def test_a_backup_that_breaks_off_is_none_and_the_next_one_goes_on(
     assert taken.backup.broken == []
 
 
+def test_a_restore_that_breaks_off_between_two_databases_is_run_again(
+    llmos: Llmos, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(sql: object, restored: object) -> None:
+        raise StoreUnavailable("the plug was pulled")
+
+    with monkeypatch.context() as plug:
+        plug.setattr("services.gateway.backup.settle", breaks)
+        assert llmos("restore", place, home=tmp_path / "new").code == 4
+    half = llmos("restore", place, home=tmp_path / "new")
+    assert (half.code, "after a restore that broke off" in half.err) == (5, True)
+    assert llmos("restore", place, "--replace", home=tmp_path / "new").code == 0
+    assert llmos("backup", tmp_path / "again", home=tmp_path / "new").code == 0
+
+
 def test_what_is_deleted_while_a_backup_is_taken_is_not_in_it(
     filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
