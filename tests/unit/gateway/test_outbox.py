@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NoReturn
 
 import pytest
 from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import OperationalError
 
 from services.gateway import outbox
 from services.gateway import submissions as accepting_module
@@ -144,3 +147,27 @@ def test_a_command_goes_on_with_its_requests_trace(engine: Engine, bus: MemoryBu
     assert [one.traceparent for one in published(bus, "registry.commands")] == [trace]  # type: ignore[attr-defined]
     with engine.begin() as sql:
         assert decode(sql.execute(select(submissions.c.command)).scalar_one()).traceparent == trace
+
+
+def test_its_end_is_in_order_where_the_database_takes_nothing_more(
+    engine: Engine, bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    accepting = Submissions(engine, bus, Settings())
+    tried = threading.Event()
+
+    def full(_: Engine) -> NoReturn:
+        tried.set()
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    accepting.accept(asked(), alias(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "writing", full)
+        accepting.start()
+        accepting.stop()
+    assert tried.is_set()
+    assert died == []
+    accepting.outbox._write_down()
+    with engine.connect() as sql:
+        assert sql.execute(select(submissions.c.published_at)).scalar_one() is not None
