@@ -86,9 +86,9 @@ def own_address(settings: Settings) -> str:
     return _near_end(bus) if bus else LOOPBACK
 
 
-def open_listener(address: str) -> socket.socket:
-    """A socket on a free port: of `address` alone where this host has it, else of all (the others may come by a
-    translated one). Raises OSError."""
+def reserve_port(address: str) -> socket.socket:
+    """A socket bound to a free port: of `address` alone where this host has it, else of all (the others may come by a
+    translated one). It is left to the child to listen: until then who calls is refused. Raises OSError."""
     family, kind, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind)
     try:
@@ -96,7 +96,6 @@ def open_listener(address: str) -> socket.socket:
             listener.bind(place)
         except OSError:
             listener.bind(("", 0))
-        listener.listen()
     except OSError:
         listener.close()
         raise

@@ -14,7 +14,7 @@ import structlog
 
 from services.trainer import endings, protocol
 from services.trainer.endings import Ended, StopOrder
-from services.trainer.gang import Gathering, open_listener, own_address, patience_s, seat
+from services.trainer.gang import Gathering, own_address, patience_s, reserve_port, seat
 from services.trainer.log_feed import LogFeed
 from services.trainer.mover import Mover
 from services.trainer.oom import oom_kills
@@ -135,7 +135,7 @@ class Run:
         workdir = self._at.folder.workdir(ref.run_id)
         if self._gathering and ref.rank == 0:
             address = own_address(self._at.settings)
-            with open_listener(address) as listener:  # a port that is the child's from its first moment
+            with reserve_port(address) as listener:  # a port that is the child's from its first moment
                 meeting = f"{address}:{listener.getsockname()[1]}"
                 child = Child.start(spec.type, workdir, environment, listener)
         else:

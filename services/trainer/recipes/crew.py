@@ -19,8 +19,8 @@ from torch import distributed
 
 from services.trainer.recipes.api import Gang, PeersLost, RecipeContext, Stopped
 
-CALL_S = 10.0
-"""How long one call at the meeting place lasts before a rank looks whether it should stop."""
+CALL_S = 5.0
+"""How long one knock at the meeting place may take."""
 GLANCE_S = 0.1
 LOST_CONTACT = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 """What a collective says when another rank is gone."""
@@ -127,23 +127,30 @@ def _set_environment(gang: Gang) -> None:
 
 
 def _meeting_place(gang: Gang, deadline_s: float, stopping: Callable[[], bool]) -> distributed.TCPStore:
-    """Rank 0 opens it on the socket that its trainer has bound; the others call until it is open."""
-    while True:
-        if stopping():
-            raise Stopped
-        try:
-            return distributed.TCPStore(
-                gang.host,
-                gang.port,
-                is_master=gang.rank == 0,
-                timeout=timedelta(seconds=gang.timeout_s if gang.rank == 0 else min(CALL_S, gang.timeout_s)),
-                wait_for_workers=False,
-                master_listen_fd=gang.listener,
-            )
-        except distributed.DistError as error:
-            if gang.rank == 0 or time.monotonic() > deadline_s:
-                where = f"{gang.host}:{gang.port}"
-                raise PeersLost(f"rank 0 did not answer at {where} within {gang.timeout_s:g} s: {error}") from error
+    """Rank 0 opens it on the port that its trainer has reserved; the others knock until it is open."""
+    where = f"{gang.host}:{gang.port}"
+    while gang.rank > 0 and not _is_open(gang):
+        _wait_a_little(stopping, deadline_s, f"rank 0 did not open {where} within {gang.timeout_s:g} s")
+    try:
+        return distributed.TCPStore(
+            gang.host,
+            gang.port,
+            is_master=gang.rank == 0,
+            timeout=timedelta(seconds=gang.timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=gang.listener,
+        )
+    except distributed.DistError as error:
+        raise PeersLost(f"the ranks cannot meet at {where}: {error}") from error
+
+
+def _is_open(gang: Gang) -> bool:
+    """torch would wait inside itself, where no signal is heard."""
+    try:
+        socket.create_connection((gang.host, gang.port), timeout=CALL_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _await_all(here: distributed.PrefixStore, gang: Gang, deadline_s: float, stopping: Callable[[], bool]) -> None:
@@ -151,14 +158,20 @@ def _await_all(here: distributed.PrefixStore, gang: Gang, deadline_s: float, sto
         here.set(str(gang.rank), "here")
         missing = list(range(gang.size))
         while missing := [rank for rank in missing if not here.check([str(rank)])]:
-            if stopping():
-                raise Stopped
-            if time.monotonic() > deadline_s:
-                ranks = ", ".join(map(str, missing))
-                raise PeersLost(f"of its {gang.size} ranks these did not come within {gang.timeout_s:g} s: {ranks}")
-            time.sleep(GLANCE_S)
+            ranks = ", ".join(map(str, missing))
+            late = f"of its {gang.size} ranks these did not come within {gang.timeout_s:g} s: {ranks}"
+            _wait_a_little(stopping, deadline_s, late)
     except distributed.DistError as error:
         raise PeersLost(f"rank 0 went away before all ranks had come: {error}") from error
+
+
+def _wait_a_little(stopping: Callable[[], bool], deadline_s: float, late: str) -> None:
+    """Raises Stopped, or PeersLost when it is too late to wait on."""
+    if stopping():
+        raise Stopped
+    if time.monotonic() > deadline_s:
+        raise PeersLost(late)
+    time.sleep(GLANCE_S)
 
 
 def _interface_towards(host: str, port: int) -> str | None:

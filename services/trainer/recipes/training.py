@@ -62,7 +62,6 @@ class Measured:
     ledger: Ledger
     args: Any
     model: Any
-    accelerator: Any
     control: Any
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
@@ -91,8 +90,8 @@ class Measured:
         """A validation before training. accelerate takes a model that it prepared for validation as prepared for
         training too, and would not have the ranks share their gradients (accelerate 1.15, `prepare_model`)."""
         self.evaluate()
-        vars(self.model).pop("_is_accelerate_prepared", None)
-        self.accelerator._models.clear()
+        if self.args.world_size > 1:
+            vars(self.model).pop("_is_accelerate_prepared", None)
 
     def take_weights(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint, without training on."""

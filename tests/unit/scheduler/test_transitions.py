@@ -292,6 +292,16 @@ def test_a_gang_runs_once_all_its_ranks_are_accepted() -> None:
     assert tell(job, started(rank=0)).status == "running"
 
 
+def test_the_ranks_of_a_gang_are_told_where_rank_0_of_their_attempt_listens() -> None:
+    listening = started(rank=0).changed(meeting="10.0.0.7:40123")
+    job = tell(a_job(nodes=2), dispatch("a", "b"), started(rank=1))
+    assert not desired_attempt(job).meeting  # type: ignore[union-attr]
+    job = tell(job, listening)
+    assert desired_attempt(job).meeting == "10.0.0.7:40123"  # type: ignore[union-attr]
+    job = tell(job, failed(rank=1), BackoffOver(), dispatch("a", "b"))
+    assert not desired_attempt(job).meeting  # type: ignore[union-attr]
+
+
 def test_rank_0_speaks_for_the_success_of_a_gang() -> None:
     job = running(nodes=2)
     assert tell(job, succeeded(rank=1)).status == "running"

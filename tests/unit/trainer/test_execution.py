@@ -12,6 +12,8 @@ import pytest
 
 from services.trainer import protocol
 from services.trainer.execution import execute
+from services.trainer.recipes import probe
+from services.trainer.recipes.api import MadeOutput, PeersLost
 
 
 class Ready:
@@ -89,6 +91,29 @@ def test_a_crash_leaves_its_trace_in_the_log(tmp_path: Path, capfd: pytest.Captu
     assert isinstance(word, protocol.Failed)
     assert word.reason == "crashed"
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_only_rank_0_reports_and_makes_outputs(tmp_path: Path) -> None:
+    for rank, made in ((0, 1), (1, 0)):
+        (tmp_path / str(rank)).mkdir()
+        spec = {"type": "probe", "params": {"steps": 2, "checkpoint_every": 1}, "output": "thing"}
+        gang = protocol.Gang(rank, 2, "127.0.0.1:1", "j/1", timeout_s=1)
+        begin, reports = protocol.Begin(spec, {}, str(tmp_path / str(rank)), gang=gang), io.BytesIO()
+        word = execute("probe", Ready(begin), reports, threading.Event())  # type: ignore[arg-type]
+        assert isinstance(word, protocol.Done)
+        assert len(word.outputs) == made
+        assert bool(reports.getvalue()) is bool(made)
+
+
+def test_lost_peers_are_a_lost_attempt_that_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(_: object) -> list[MadeOutput]:
+        raise PeersLost("of its 2 ranks these did not come within 1 s: 1")
+
+    monkeypatch.setattr(probe, "run", recipe)
+    word = executed(tmp_path)
+    assert isinstance(word, protocol.Failed)
+    assert (word.reason, word.retryable) == ("lost", True)
+    assert word.message == "of its 2 ranks these did not come within 1 s: 1"
 
 
 def test_orders_and_reports_survive_the_pipe() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from services.trainer import protocol
 from services.trainer.endings import StopOrder
-from services.trainer.gang import PEERS_WORD_S, Gathering, open_listener, own_address, patience_s, seat
+from services.trainer.gang import PEERS_WORD_S, Gathering, own_address, patience_s, reserve_port, seat
 from services.trainer.transfers import Aborted
 from shared.contracts.jobs import DesiredAttempt, JobSpec, Place, Wish
 from shared.settings import Settings
@@ -113,14 +113,14 @@ def test_a_bus_that_cannot_be_found_is_an_error_of_the_network() -> None:
         own_address(Settings(bus_url="kafka://elsewhere.invalid:9092"))
 
 
-def test_a_listener_has_a_port_of_its_own_and_is_open_to_its_address_alone() -> None:
-    with open_listener("127.0.0.1") as one, open_listener("127.0.0.1") as other:
+def test_every_gang_has_a_port_of_its_own_where_nobody_answers_yet() -> None:
+    with reserve_port("127.0.0.1") as one, reserve_port("127.0.0.1") as other:
         assert one.getsockname()[0] == "127.0.0.1"
         assert one.getsockname()[1] != other.getsockname()[1]
-        with socket.create_connection(one.getsockname(), timeout=5):
-            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(one.getsockname(), timeout=5)
 
 
 def test_an_address_of_another_host_is_one_that_is_translated_to_this() -> None:
-    with open_listener("192.0.2.1") as listener:
+    with reserve_port("192.0.2.1") as listener:
         assert listener.getsockname()[0] == "0.0.0.0"  # what is looked for

@@ -1,0 +1,104 @@
+"""The ranks meet through torch's own store, or say within a bounded time who did not come."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from services.trainer.gang import reserve_port
+from services.trainer.recipes.environment import prepare_environment
+
+prepare_environment()
+
+from torch import distributed  # noqa: E402
+
+from services.trainer.recipes.api import Gang, PeersLost, RecipeContext, Stopped  # noqa: E402
+from services.trainer.recipes.crew import Crew, _await_all, _meeting_place, is_lost_contact, meet  # noqa: E402
+from shared.contracts.jobs import JobSpec  # noqa: E402
+from tests.integration.tiny_models import Reports  # noqa: E402
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with reserve_port("127.0.0.1") as listener:
+        yield listener
+
+
+def seat(listener: socket.socket, rank: int, rendezvous: str = "j/1", timeout_s: float = 20) -> Gang:
+    """As the child is told; rank 0 gets a descriptor of its own, which the store closes."""
+    fd = socket.socket.dup(listener).detach() if rank == 0 else None
+    return Gang(rank, 2, "127.0.0.1", listener.getsockname()[1], rendezvous, timeout_s, fd)
+
+
+def come(gang: Gang, stopping: Callable[[], bool] = lambda: False) -> distributed.TCPStore:
+    """What `meet` does before it joins torch's process group, of which a process has only one."""
+    deadline_s = time.monotonic() + gang.timeout_s
+    store = _meeting_place(gang, deadline_s, stopping)
+    _await_all(distributed.PrefixStore(f"{gang.rendezvous}/here", store), gang, deadline_s, stopping)
+    return store
+
+
+def test_ranks_that_come_in_any_order_meet(listener: socket.socket) -> None:
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(come, seat(listener, 1))
+        store = come(seat(listener, 0))  # with it the meeting place goes
+        assert late.result().num_keys() == store.num_keys()
+
+
+def test_a_rank_whose_peer_never_comes_says_so_in_time(listener: socket.socket) -> None:
+    with pytest.raises(PeersLost, match=r"of its 2 ranks these did not come within 0.3 s: 1"):
+        come(seat(listener, 0, timeout_s=0.3))
+
+
+def test_a_rank_without_a_meeting_place_says_so_in_time(listener: socket.socket) -> None:
+    with pytest.raises(PeersLost, match=r"rank 0 did not open 127.0.0.1:\d+ within 0.3 s"):
+        come(seat(listener, 1, timeout_s=0.3))
+
+
+def test_a_late_child_of_an_older_attempt_meets_nobody(listener: socket.socket) -> None:
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(come, seat(listener, 1, "j/1", timeout_s=1))
+        with pytest.raises(PeersLost, match="did not come"):
+            come(seat(listener, 0, "j/2", timeout_s=1))
+        with pytest.raises(PeersLost):
+            late.result()
+
+
+def test_a_rank_that_waits_still_stops_when_it_is_told(listener: socket.socket) -> None:
+    asked = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(come, seat(listener, 0), asked.is_set)
+        asked.set()
+        with pytest.raises(Stopped):
+            waiting.result()
+
+
+def test_one_rank_alone_asks_nobody(tmp_path: Path) -> None:
+    context = RecipeContext(JobSpec(type="sft"), {}, tmp_path, None, Reports(), lambda: False)
+    crew = meet(context)
+    assert crew == Crew(rank=0, size=1)
+    assert (crew.total(3, 4), crew.least(5), crew.any(False), crew.gathered(b"x")) == ([3, 4], 5, False, [b"x"])
+    crew.alike("anything")
+    with pytest.raises(RuntimeError, match="shapes"), crew.noticing_loss():
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp, remote process exited"), True),
+        (distributed.DistNetworkError("The client socket has timed out"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_another_ranks_end_is_told_from_a_fault_of_ones_own(error: RuntimeError, lost: bool) -> None:
+    assert is_lost_contact(error) is lost
+    with pytest.raises(PeersLost if lost else RuntimeError), Crew(rank=1, size=2).noticing_loss():
+        raise error
