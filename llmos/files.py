@@ -15,18 +15,22 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
     A link stays one: what it points to is written. So does what is no regular file, such as a pipe or a device: it gets
     the bytes as they come. Raises OSError.
     """
-    if file.exists() and not file.is_file():
-        with file.open("wb") as out:
-            yield out
-        return
-    file = file.resolve()
-    part = file.with_name(file.name + ".part")
     try:
-        with part.open("wb") as out:
-            yield out
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
+        if file.exists() and not file.is_file():
+            with file.open("wb") as out:
+                yield out
+            return
+        real = file.resolve()
+        part = real.with_name(real.name + ".part")
+        try:
+            with part.open("wb") as out:
+                yield out
+            part.replace(real)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        error.filename, error.filename2 = str(file), None  # a failed write names none, a failed opening the .part
         raise
 
 

@@ -45,7 +45,14 @@ def upload_file(api: openai.OpenAI, path: Path, purpose: str = "fine-tune", quie
     total = path.stat().st_size
     with (
         path.open("rb") as raw,
-        wrap_file(raw, total, description=escape(path.name), console=errors, disable=quiet, transient=True) as stream,
+        wrap_file(
+            raw,
+            total,
+            description=escape(path.name),
+            console=errors,
+            disable=quiet or not errors.is_terminal,
+            transient=True,
+        ) as stream,
     ):
         return api.files.create(file=(path.name, stream), purpose=purpose).model_dump()  # type: ignore[arg-type]
 

@@ -16,6 +16,6 @@ from llmos.cli.printable import printable
 def transfer_bar(name: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Gives a function that takes how many bytes more have moved."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=quiet) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal) as bar:
         task = bar.add_task(escape(printable(name)), total=total)
         yield lambda count: bar.advance(task, count)

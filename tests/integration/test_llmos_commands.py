@@ -70,7 +70,9 @@ def llmos(here: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def put(world: GatewayWorld, here: Running, name: str, kind: ArtifactKind = ArtifactKind.model) -> ArtifactPin:
-    pin = world.registry.put(name, kind, {"config.json": b"{}"}, metadata={"note": BRACKETS}, parents=["before@1"])
+    pin = world.registry.put(
+        name, kind, {"config.json": b"{}"}, metadata={"note": BRACKETS, "tags": ["a", None, True]}, parents=["before@1"]
+    )
     eventually(lambda: here.http.get(f"/v1/artifacts/{pin.ref}").status_code == 200)
     return pin
 
@@ -91,16 +93,17 @@ def test_a_job_from_its_submission_to_its_log(world: GatewayWorld, here: Running
     world.scheduler.start(job["id"])
     words = {"job_id": job["id"], "attempt": 1, "run_id": "run-a"}
     world.bus.publish(JOBS_LOGS, job["id"], Progress(step=1, total_steps=2, tokens=9, percent=50.0, **words))
-    world.bus.publish(JOBS_LOGS, job["id"], LogLines(lines=["one", BRACKETS], **words))
+    world.bus.publish(JOBS_LOGS, job["id"], LogLines(lines=["one\x1b[2J", BRACKETS], **words))
     eventually(lambda: here.job(job["id"])["progress"])
     assert "done: 50%" in llmos("jobs", "get", job["id"]).out
-    eventually(lambda: llmos("jobs", "logs", job["id"]).out == f"one\n{BRACKETS}\n")
-    assert llmos("jobs", "logs", job["id"], "--json").json["data"]["lines"] == ["one", BRACKETS]
-    assert llmos("jobs", "cancel", job["id"]).code == 0
+    eventually(lambda: llmos("jobs", "logs", job["id"]).out == f"one\\x1b[2J\n{BRACKETS}\n")
+    assert llmos("jobs", "logs", job["id"], "--json").json["data"]["lines"] == ["one\x1b[2J", BRACKETS]
+    assert llmos("jobs", "cancel", job["id"]).out == f"{job['id']} will be cancelled\n"
     eventually(lambda: world.scheduler.steered)
-    ended(world, here, job["id"], JobStatus.cancelled, metrics={"loss": 1.5})
+    ended(world, here, job["id"], JobStatus.cancelled, metrics={"loss": 1.5}, reason="cancelled")
     assert "loss 1.5" in llmos("jobs", "get", job["id"]).out
-    assert llmos("jobs", "logs", "-f", job["id"]).out == f"one\n{BRACKETS}\n"
+    assert llmos("jobs", "get", job["id"]).out.splitlines()[0].split() == [job["id"], "probe", "cancelled"]
+    assert llmos("jobs", "logs", "-f", job["id"]).out == f"one\\x1b[2J\n{BRACKETS}\n"
 
 
 def test_watching_ends_with_the_jobs_own_end(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
@@ -145,9 +148,12 @@ def test_models_are_found_behind_any_number_of_files(
     assert "made from before@1" in told
     assert f"note: {BRACKETS}" in told
     assert "config.json" in told
+    assert 'tags: ["a",null,true]' in told
     tar = tmp_path / "zebra.tar"
     assert llmos("models", "download", pin.ref, "-o", str(tar), "--json").json["path"] == str(tar)
     assert tar.stat().st_size > 0
+    assert llmos("models", "download", pin.ref, "-o", str(tar)).code == 2
+    assert llmos("models", "download", pin.ref, "-o", str(tar), "--force").code == 0
     assert llmos("models", "delete", pin.ref, "--yes").code == 0
     eventually(lambda: llmos("models", "get", pin.ref).code == 3)
 
@@ -161,6 +167,10 @@ def test_a_file_comes_back_as_it_went(llmos: Llmos, tmp_path: Path) -> None:
     back = tmp_path / "back.jsonl"
     assert llmos("files", "download", file_id, "-o", str(back)).code == 0
     assert back.read_bytes() == data.read_bytes()
+    assert llmos("files", "download", file_id, "-o", "-").out == data.read_text()
+    full = llmos("files", "download", file_id, "-o", "/dev/full")
+    assert (full.code, full.err) == (1, "llmos: /dev/full: No space left on device\n")
+    assert Path("/dev/full").is_char_device()
     assert llmos("files", "delete", file_id).code == 0
     gone = llmos("files", "get", file_id)
     assert gone.code == 3
@@ -199,6 +209,7 @@ def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running
     failed = llmos("deploy", "served")
     assert failed.code == 1
     assert BRACKETS in failed.out
+    assert llmos("scale", "served", "0").code == 0
     assert llmos("scale", "served", "0", "--json").json["replicas"] == 0
     assert llmos("undeploy", "served").code == 0
 
@@ -210,7 +221,14 @@ def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running
         (("chat", "no-such-model", "hello"), 3, "no-such-model"),
         (("jobs", "submit", "no-such-type"), 2, "no-such-type"),
         (("jobs", "submit", "probe", "-p", "steps"), 2, "NAME=VALUE"),
+        (("jobs", "submit", "probe", "-p", "steps=-1"), 2, "steps"),
+        (("jobs", "submit", "probe", "--params-file", "/nope.json"), 2, "/nope.json"),
+        (("jobs", "list", "--status", "banana"), 2, "status"),
         (("models", "alias", "name", "production"), 2, "names no version"),
+        (("models", "list", "--kind", "banana"), 2, "kind"),
+        (("models", "download", "no-such-model@1"), 3, "no-such-model"),
+        (("models", "download", "m@1", "-o", "/nope/x.tar"), 2, "there is no folder /nope"),
+        (("down", "--timeout", "-5"), 2, "timeout"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_a_code(
@@ -231,6 +249,46 @@ def test_a_gateway_that_is_not_there_is_code_4(llmos: Llmos, arguments: tuple[st
         done = llmos(*arguments, url=url)
     assert done.code == 4
     assert f"nothing answers at {url}" in done.err
+
+
+def test_where_nothing_runs_is_code_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    for name in ("LLMOS_API_KEY", "LLMOS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["llmos", "--home", str(tmp_path / "fresh"), "status"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 4
+    assert f"nothing runs on {tmp_path / 'fresh'}: `llmos up` starts it" in capfd.readouterr().err
+
+
+def test_an_address_that_is_none_is_wrong_use(llmos: Llmos) -> None:
+    done = llmos("status", url="nonsense")
+    assert done.code == 2
+    assert "'nonsense' is no address" in done.err
+
+
+@pytest.mark.parametrize("what", ["files", "models"])
+def test_a_list_can_be_read_in_parts(world: GatewayWorld, here: Running, llmos: Llmos, what: str) -> None:
+    for number in range(3):
+        put(world, here, f"part-{number}")
+        here.upload()
+    whole = llmos(what, "list", "--json").json
+    assert (whole["object"], whole["has_more"]) == ("list", False)
+    ids = [item["id"] for item in whole["data"]]
+    assert len(ids) >= 3
+    cut = 1 + next(number for number, id_ in enumerate(ids) if id_ == "part-0" or len(id_) > len("file-000"))
+    start = llmos(what, "list", "--limit", str(cut), "--json").json
+    assert ([item["id"] for item in start["data"]], start["has_more"]) == (ids[:cut], True)
+    rest = llmos(what, "list", "--after", ids[cut - 1], "--json").json
+    assert ([item["id"] for item in rest["data"]], rest["has_more"]) == (ids[cut:], False)
+    assert f"more: --after {ids[cut - 1]}" in llmos(what, "list", "--limit", str(cut)).out
+
+
+@pytest.mark.parametrize("command", [("files", "list"), ("jobs", "list"), ("nodes",), ("config",), ("models", "list")])
+def test_every_list_has_one_shape(llmos: Llmos, command: tuple[str, ...]) -> None:
+    value = llmos(*command, "--json").json
+    assert value["object"] == "list"
+    assert isinstance(value["data"], list)
 
 
 def test_a_wrong_key_is_a_sentence(llmos: Llmos) -> None:

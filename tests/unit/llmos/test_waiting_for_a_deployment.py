@@ -31,3 +31,8 @@ def test_a_deployment_that_never_gets_ready_is_given_up_with_what_to_do(monkeypa
     monkeypatch.setattr(deployments, "time", clock)
     with pytest.raises(LLMOSError, match=r"m is not ready after 1800 s: loading 40%\. .*llmos status.*--timeout"):
         deployments.wait_ready(cast(LLMOS, NeverReady()), "m", quiet=True)
+
+
+@pytest.mark.parametrize(("replicas", "status"), [([{"state": "ready"}], "stopping"), ([], "stopped")])
+def test_a_deployment_is_stopped_when_its_replicas_are(replicas: list[dict[str, str]], status: str) -> None:
+    assert deployments.status_of({"status": "stopped", "replica_statuses": replicas}) == status
