@@ -53,6 +53,12 @@ def new_system(request: pytest.FixtureRequest, tmp_path: Path) -> NewSystem:
     return new
 
 
+def place_beside(settings: Settings, folder: Path) -> Place:
+    """In a bucket where the system is in one, else in a folder."""
+    where = f"{settings.store_url}-saved" if settings.store_url else str(folder / "saved")
+    return place_at(where, settings, must_exist=False)
+
+
 def save(settings: Settings, place: Place) -> Any:
     system = system_of(settings, must_exist=True)
     try:
@@ -105,7 +111,7 @@ def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
 ) -> None:
     monkeypatch.setattr("services.scheduler.liveness.UNLISTED_S", 1.0)
     before, after = new_system(kind), new_system(to)
-    place = place_at(str(tmp_path / "saved"), before, must_exist=False)
+    place = place_beside(before, tmp_path)
     with running_system(before, tmp_path / "scratch1") as whole:
         done = [whole.submit(output="report") for _ in range(3)]
         for job_id in done:
