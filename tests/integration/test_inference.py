@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 import psutil
 import pytest
 
+from services.inference import keeper
 from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.deployments import DeploymentSpec, ReplicaState, ReplicaStatus
@@ -116,6 +118,18 @@ async def test_an_engine_that_breaks_at_every_request_fails_with_its_reason_thou
     assert again.reason == "started again after it failed: the echo engine was asked to break"
     await desk.ask("r1", {**CHAT, "user": "break"})
     assert (await desk.until("r1", ReplicaState.failed)).reason == "the echo engine was asked to break"
+
+
+async def test_crashes_before_a_long_well_time_no_longer_count(
+    desk: Desk, model: ArtifactPin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "WELL_AFTER_S", 0.1)
+    desk.want("chat", echo(model, args={"break_on": "break"}), "r1")
+    for restarts in range(3):
+        wanted = (restarts, ReplicaState.ready, "")
+        await aeventually(partial(stands, desk, wanted), 30)
+        await desk.ask("r1", {**CHAT, "user": "break"})
+    await aeventually(lambda: (last := desk.watched.last("r1")) and last.restarts == 3, 30)
 
 
 async def test_a_model_that_breaks_the_engine_with_its_first_token_is_never_ready(
@@ -255,6 +269,12 @@ async def test_a_status_names_the_version_of_the_deployment_that_it_follows(desk
     await aeventually(
         lambda: (last := desk.watched.last("r1")) and last.state == "failed" and last.deployment_version == 2, 30
     )
+
+
+def stands(desk: Desk, wanted: tuple[int, ReplicaState, str]) -> bool:
+    """Whether `r1` has so many restarts, that state and that reason."""
+    last = desk.watched.last("r1")
+    return last is not None and (last.restarts, last.state, last.reason) == wanted
 
 
 def replica_processes() -> list[psutil.Process]:
