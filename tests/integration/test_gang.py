@@ -59,6 +59,7 @@ def pretrain(world: GangWorld, nodes: int = 2, **params: Any) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_ranks_learn_what_one_learns_from_batches_twice_as_large(world: GangWorld) -> None:
     with world.two_nodes():
         gang = pretrain(world, max_steps=6)
@@ -78,6 +79,7 @@ def test_two_ranks_learn_what_one_learns_from_batches_twice_as_large(world: Gang
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_killed_rank_costs_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(world: GangWorld) -> None:
     with world.two_nodes():
         job = pretrain(world, max_steps=2000, save_steps=20)
@@ -98,6 +100,7 @@ def test_a_killed_rank_costs_the_attempt_and_the_next_one_goes_on_from_the_check
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_paused_gang_saves_once_and_goes_on_from_there(world: GangWorld, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base")
     data = world.file("chats", "".join(json.dumps(line) + "\n" for line in chats()).encode(), "data.jsonl")
