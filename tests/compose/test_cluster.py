@@ -109,7 +109,7 @@ def client(cluster: Cluster) -> Iterator[LLMOS]:
 
 
 def test_the_demo_passes_against_it(cluster: Cluster) -> None:
-    facts = {row["name"]: row["value"] for row in json.loads(cluster.llmos("demo", "--json", timeout_s=2400))}
+    facts = {row["name"]: row["value"] for row in json.loads(cluster.llmos("demo", "--json", timeout_s=2400))["data"]}
     base, adapter = (int(facts[f"exam, {name}"].split()[0]) for name in ("base", "adapter"))
     assert adapter > base
 
