@@ -24,9 +24,11 @@ app = typer.Typer(
 @app.callback()
 def root(
     context: typer.Context,
-    url: Annotated[str | None, typer.Option(help="The gateway; by default the one of this machine.")] = None,
-    key: Annotated[str | None, typer.Option(help="API key; by default the one in HOME/key.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Folder of the embedded system (default: ~/.llmos).")] = None,
+    url: Annotated[str | None, typer.Option(help="The gateway (default: LLMOS_URL, else what runs on HOME).")] = None,
+    key: Annotated[str | None, typer.Option(help="API key (default: LLMOS_API_KEY, else HOME/key).")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of the embedded system (default: LLMOS_HOME, else ~/.llmos).")
+    ] = None,
 ) -> None:
     context.obj = Session(url, key, home.expanduser().absolute() if home else default_home())
 

@@ -159,7 +159,8 @@ def down(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for an orderly stop.")] = STOP_S,
     as_json: AsJson = False,
 ) -> None:
-    """Stop LLM OS on this machine. Running jobs save a checkpoint and go on at the next `up`."""
+    """Stop LLM OS on this machine, and what a killed one left. Running jobs save a checkpoint and go on at the next
+    `up`."""
     session = session_of(context)
     with errors.status("stopping"):
         done = stop_running(session, timeout)
