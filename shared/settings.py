@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     gateway_db_url: str = Field("", description="The gateway's database, where it is not `db_url`: for `llmos admin`.")
     scheduler_db_url: str = Field("", description="The scheduler's database, likewise.")
     registry_db_url: str = Field("", description="The registry's database, likewise.")
-    backup_s3_access_key: str = Field("", description="Credentials of the S3 of backups; by default those of the store.")
+    backup_s3_access_key: str = Field("", description="Credentials of the S3 of backups; else the store's.")
     backup_s3_secret_key: str = ""
     backup_s3_secure: bool = Field(False, description="TLS to the S3 of backups.")
     url: str = Field("", description="The gateway's address, for the command and the client library.")
