@@ -49,6 +49,8 @@ PUBLISH_TIMEOUT_S = 20.0
 KEPT = timedelta(days=8)
 """Done submissions answer idempotency keys for so long: longer than the bus keeps commands."""
 PRUNE_EVERY = timedelta(hours=1)
+UNPUBLISHED = submissions.c.published_at.is_(None) & submissions.c.done_at.is_(None)
+"""Not known to have reached the bus. What had its effect did, though a gateway was killed before it wrote that down."""
 _TOPICS = {topic.name: topic for topic in TOPICS}
 
 
@@ -85,7 +87,7 @@ class Outbox:
 
     def oldest_unpublished(self) -> datetime | None:
         """When the oldest command that the bus has not taken yet was accepted."""
-        query = select(func.min(submissions.c.created_at)).where(submissions.c.published_at.is_(None))
+        query = select(func.min(submissions.c.created_at)).where(UNPUBLISHED)
         with reading(self._engine) as sql:
             return sql.execute(query).scalar()
 
@@ -207,9 +209,6 @@ def _blocked(sql: Connection, row: Row[Any]) -> bool:
 
 def in_the_way(subject: str, before: datetime | None = None) -> Any:
     """Whether an earlier command of the subject is not through, or has not even reached the bus."""
-    unfinished = or_(
-        submissions.c.published_at.is_(None),
-        (submissions.c.until == "answered") & submissions.c.done_at.is_(None),
-    )
+    unfinished = or_(UNPUBLISHED, (submissions.c.until == "answered") & submissions.c.done_at.is_(None))
     earlier = submissions.c.created_at < before if before else true()
     return exists().where(submissions.c.subject == subject, unfinished, earlier)

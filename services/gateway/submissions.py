@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from structlog import get_logger
 
 from services.gateway.errors import Conflict, TooLarge, Unavailable
-from services.gateway.outbox import Outbox, in_the_way, write_down
+from services.gateway.outbox import UNPUBLISHED, Outbox, in_the_way, write_down
 from services.gateway.sql import reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError
@@ -141,7 +141,7 @@ class Submissions:
         return Accepted(order.command.id, order.resource_id), clear
 
     def _check_room(self, sql: Connection) -> None:
-        waiting = select(func.count()).select_from(submissions).where(submissions.c.published_at.is_(None))
+        waiting = select(func.count()).select_from(submissions).where(UNPUBLISHED)
         if (sql.execute(waiting).scalar() or 0) >= self._limit:
             raise Unavailable(
                 f"{self._limit} requests wait for the bus already; try again when it is back.",

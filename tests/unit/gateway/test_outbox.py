@@ -18,12 +18,13 @@ from services.gateway import submissions as accepting_module
 from services.gateway.errors import Conflict, Unavailable
 from services.gateway.submissions import Asked, Order, Submissions
 from services.gateway.tables import submissions
+from services.gateway.view.saving import save_jobs
 from shared.bus.memory import MemoryBus
-from shared.bus.port import Position
+from shared.bus.port import Position, Record
 from shared.contracts.artifacts import SetAlias
-from shared.contracts.jobs import CancelJob
+from shared.contracts.jobs import CancelJob, JobSpec, JobState, JobStatus, SubmitJob
 from shared.contracts.message import Message, decode
-from shared.contracts.topics import JOBS_COMMANDS, REGISTRY_COMMANDS, Topic
+from shared.contracts.topics import JOBS_COMMANDS, JOBS_STATE, REGISTRY_COMMANDS, Topic
 from shared.db import open_database
 from shared.settings import Settings
 from tests.databases import NewDatabase
@@ -51,6 +52,10 @@ def alias(version: int) -> Order:
     return Order(REGISTRY_COMMANDS, "default/base", "base", command, until="answered")
 
 
+def cancel(job_id: str) -> Order:
+    return Order(JOBS_COMMANDS, job_id, job_id, CancelJob(job_id=job_id), until="published")
+
+
 def published(bus: MemoryBus, topic: str) -> list[object]:
     return [decode(record.raw) for record in bus.server.logs[topic].records if record.raw]
 
@@ -75,8 +80,7 @@ def test_a_second_command_about_a_subject_waits_for_the_answer_to_the_first(engi
 def test_what_the_bus_did_not_take_is_published_when_it_is_back(engine: Engine, bus: MemoryBus) -> None:
     bus.away = True
     accepting = Submissions(engine, bus, Settings())
-    order = Order(JOBS_COMMANDS, "job-1", "job-1", CancelJob(job_id="job-1"), until="published")
-    command_id = accepting.accept(asked(), order).command_id
+    command_id = accepting.accept(asked(), cancel("job-1")).command_id
     assert accepting.outcome(command_id) == (False, None)
     assert accepting.outbox.oldest_unpublished() is not None
     bus.away = False
@@ -110,13 +114,28 @@ class Silent(MemoryBus):
         return Future() if self.unanswered >= 0 else super().publish(topic, key, message)
 
 
+def test_what_had_its_effect_is_through_though_a_kill_kept_its_publication_from_being_written_down(
+    engine: Engine, bus: MemoryBus
+) -> None:
+    spec = JobSpec(type="probe", name="x")
+    killed = Submissions(engine, bus, Settings())
+    submit = SubmitJob(job_id="job-1", spec=spec)
+    killed.accept(asked(), Order(JOBS_COMMANDS, "job-1", "job-1", submit, until="seen"))
+    shown = JobState(job_id="job-1", version=1, spec=spec, status=JobStatus.queued, created_at=datetime.now(UTC))
+    with engine.begin() as sql:
+        save_jobs(sql, [Record(JOBS_STATE, "job-1", Position(0, 0), shown)])
+    another = Submissions(engine, bus, Settings(max_unpublished=1))
+    assert another.outbox.oldest_unpublished() is None
+    another.accept(asked(body="other"), cancel("job-1"))
+    assert [type(one) for one in published(bus, "jobs.commands")] == [SubmitJob, CancelJob]
+
+
 def test_a_bus_that_never_answers_does_not_end_the_outbox(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "PUBLISH_TIMEOUT_S", 0.01)
     monkeypatch.setattr(outbox, "RETRY_S", 0.01)
     monkeypatch.setattr(accepting_module, "FIRST_REPEAT", timedelta(0))
     accepting = Submissions(engine, Silent(), Settings())
-    order = Order(JOBS_COMMANDS, "job-1", "job-1", CancelJob(job_id="job-1"), until="published")
-    command_id = accepting.accept(asked(), order).command_id
+    command_id = accepting.accept(asked(), cancel("job-1")).command_id
     accepting.start()
     eventually(lambda: accepting.outcome(command_id) == (True, None))
     accepting.stop()
