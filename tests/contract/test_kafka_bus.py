@@ -16,9 +16,12 @@ from uuid import uuid4
 import orjson
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError
 
 from shared.bus import check_access
+from shared.bus.delivery import RawRecord
 from shared.bus.kafka import KafkaBus
+from shared.bus.kafka.follower import Follower
 from shared.bus.kafka.topics import create_topics, spec
 from shared.bus.port import BusUnavailable, IncompatibleBus, Record
 from shared.contracts.jobs import CancelJob
@@ -295,6 +298,30 @@ def test_a_wiped_table_is_read_anew_and_what_it_lost_is_given_up_later(server: K
     create_topics(server.url, [table])
     put_from_elsewhere(server, table, *"12345", "again", key="x")  # more than there was: the old place is there again
     eventually(lambda: "again" in patient.names and {"again", "-lost"} <= set(hasty.names), timeout_s=30)
+    assert "-lost" not in patient.names
+
+
+def test_a_failed_read_of_a_wiped_table_does_not_make_its_keys_gone_at_once(
+    server: KafkaServer, bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, patient = new_table(server), Seen()
+    put(bus, table, "lost")
+    bus.follow(table, patient.one, patience_s=600)
+    eventually(lambda: patient.names == ["lost"])
+    failing = [KafkaError("the server is not up yet")] * 2
+
+    def latest(*arguments: object) -> Iterator[RawRecord]:
+        if failing:
+            raise failing.pop()
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    whole = Follower._latest
+    monkeypatch.setattr(Follower, "_latest", latest)
+    server.delete(table.name)
+    create_topics(server.url, [table])
+    put_from_elsewhere(server, table, "new", key="x")
+    eventually(lambda: "new" in patient.names, timeout_s=30)
+    assert not failing
     assert "-lost" not in patient.names
 
 

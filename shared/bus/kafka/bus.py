@@ -94,6 +94,6 @@ class KafkaBus:
         self._cluster.close()
 
     def _start(self, reader: Reader) -> Reader:
-        self._readers.append(reader)
+        self._readers = [one for one in self._readers if not one.stopping.is_set()] + [reader]
         reader.start()
         return reader

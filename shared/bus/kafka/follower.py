@@ -102,7 +102,7 @@ class Follower(Reader):
     def _read_table(self, bounds: Bounds, patience_s: float) -> None:
         """Show the table as it is now, and go on with the changes from there. What it no longer has is gone."""
         self._shown = dict.fromkeys(self._shown, NEVER)  # in a log that was made anew positions may begin below
-        self._next = {}
+        # `_next` stays until the table is read: a try that fails halfway must not forget that there was one before.
         with consumer(self._url, self._client_id, fetch_max_wait_ms=TABLE_WAIT_MS) as client:
             for partition, (begin, end) in bounds.items():
                 for record in self._latest(client, partition, begin, end):
@@ -130,6 +130,8 @@ class Follower(Reader):
             if self.stopping.is_set():
                 return
             for found in self.poll(client).get(where, ()):
+                if found.offset >= end:  # a change already: it comes again, and in order
+                    continue
                 record = from_kafka(found)
                 latest.pop(record.key, None)
                 latest[record.key] = record, found.timestamp / 1000

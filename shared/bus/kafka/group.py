@@ -79,8 +79,10 @@ class GroupReader(Reader):
                 go_on_joining(client)
         finally:
             lanes.stop()
-            client.close()
-            lanes.wait()
+            try:
+                client.close()
+            finally:
+                lanes.wait()
 
     def _lane(self, client: KafkaConsumer, partition: int) -> Lane:
         where = TopicPartition(self.topic.name, partition)
