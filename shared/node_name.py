@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from shared.bus.port import Bus, Record
 from shared.contracts.nodes import NodeHeartbeat, Role, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
 
+LOOK_S = 0.5
 BEATS = 2.5
 """So many heartbeats without a word: whoever had the name is gone."""
 
@@ -57,8 +59,14 @@ class NodeName:
     def close(self) -> None:
         self._file.close()
 
-    def claim(self, bus: Bus, heartbeat_s: float, heartbeat_timeout_s: float) -> None:
-        """Before the first heartbeat: see that no other machine has the name. Raises NodeTaken.
+    def claim(
+        self,
+        bus: Bus,
+        heartbeat_s: float,
+        heartbeat_timeout_s: float,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Before the first heartbeat: see that no other machine has the name, or stop. Raises NodeTaken.
 
         Two that answer to one name would each look like the restart of the other, and every run like a lost one. Waits
         only where somebody had the name a moment ago, who did not say farewell and was not on this machine.
@@ -66,7 +74,9 @@ class NodeName:
         heard = _Heard(node_key(self.node, self.role))
         following = bus.follow(NODES_HEARTBEATS, heard.on_record, heard.caught_up.set)
         try:
-            heard.caught_up.wait()
+            while not heard.caught_up.wait(LOOK_S):
+                if stopping():
+                    return
             other = heard.last
             if other is None or other.stopping or other.boot_id == self._boot_before:
                 return

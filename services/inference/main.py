@@ -62,7 +62,7 @@ async def serve(
     left = leftovers.end_all()
     if not await bus_answers(bus, stop):
         return
-    await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s)
+    await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s, stop.is_set)
     node = assemble(settings, store, leftovers, folder)
     left += await earlier_replicas(bus, settings.node, stop)
     reports = StatusReports(bus)

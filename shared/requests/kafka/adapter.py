@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RetriableError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RetriableError
 
 from shared.contracts.inference import Cancel, Request, encode_item
 from shared.kafka.clients import producer, servers
@@ -23,6 +24,7 @@ log = logging.getLogger("llmos.requests")
 TIMEOUT_S = 3.0
 """A client waits for what is sent, so what the servers do not take soon is refused."""
 MAX_IN_FLIGHT_BYTES = 128 * 2**20
+MOST_BLOCKED_MS = 200
 
 
 class KafkaRequests:
@@ -68,7 +70,8 @@ class KafkaRequests:
             await asyncio.to_thread(_close, client)
 
     async def _connect(self) -> KafkaProducer:
-        """The producer, which knows the topic: from then on, sending does not block the loop."""
+        """The producer, which knows the topic: from then on, sending does not block the loop. Where the topic is made anew
+        it does, for `MOST_BLOCKED_MS` at most."""
         if self._connecting is None:
             self._connecting = asyncio.create_task(asyncio.to_thread(self._new_producer))
             self._connecting.add_done_callback(self._connected)
@@ -87,11 +90,11 @@ class KafkaRequests:
             linger_ms=0,
             request_timeout_ms=timeout_ms,
             delivery_timeout_ms=timeout_ms,
-            max_block_ms=timeout_ms,
+            max_block_ms=MOST_BLOCKED_MS,
             max_request_size=MAX_REQUEST_BYTES,
         )
         try:
-            if (found := len(client.partitions_for(NAME))) != PARTITIONS:
+            if (found := len(_partitions(client, self._timeout_s))) != PARTITIONS:
                 raise KafkaError(f"topic {NAME} has {found} partitions instead of {PARTITIONS}: delete it")
         except KafkaError as error:
             _close(client)
@@ -131,6 +134,17 @@ class KafkaRequests:
         if self._producer is broken:
             self._producer = None
             threading.Thread(target=_close, args=(broken,), daemon=True).start()
+
+
+def _partitions(client: KafkaProducer, timeout_s: float) -> set[int]:
+    """Those of the topic, once the producer has heard of it. Raises KafkaError when that takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return set(client.partitions_for(NAME))
+        except KafkaTimeoutError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def _close(client: KafkaProducer) -> None:
