@@ -1,5 +1,5 @@
 # Two images of one code:
-#   control  gateway, scheduler, registry, console and the `llmos` command
+#   control  gateway, scheduler, registry and the `llmos` command
 #   worker   trainer and inference: torch, transformers, vLLM
 # Dependencies lie below the code, so that a change of code rebuilds in seconds.
 #   docker build --target control -t llmos/control .

@@ -70,8 +70,8 @@ class KafkaRequests:
             await asyncio.to_thread(_close, client)
 
     async def _connect(self) -> KafkaProducer:
-        """The producer, which knows the topic: from then on, sending does not block the loop. Where the topic is made anew
-        it does, for `MOST_BLOCKED_MS` at most."""
+        """The producer, which knows the topic: from then on, sending does not block the loop, but where the topic is
+        made anew, and then for `MOST_BLOCKED_MS` at most."""
         if self._connecting is None:
             self._connecting = asyncio.create_task(asyncio.to_thread(self._new_producer))
             self._connecting.add_done_callback(self._connected)
