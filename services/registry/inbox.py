@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, delete, func, select
 
 from services.registry.answers import answer_again
 from services.registry.tables import inbox
@@ -58,14 +58,16 @@ class Inbox:
                 command = record.message
                 if not isinstance(command, Command):
                     raise Poison(record, f"{type(command).__name__} is no command to the registry")
-                if not answer_again(connection, command.id):
-                    row = {
-                        "id": command.id,
-                        "key": _key(command),
-                        "publishes": _publishes(command),
-                        "command": command.encode(),
-                    }
-                    connection.execute(insert_into(connection, inbox).values(row).on_conflict_do_nothing())
+                row = {
+                    "id": command.id,
+                    "key": _key(command),
+                    "publishes": _publishes(command),
+                    "command": command.encode(),
+                }
+                # First the row, which waits for whoever answers it just now, then the look: never both stay.
+                connection.execute(insert_into(connection, inbox).values(row).on_conflict_do_nothing())
+                if answer_again(connection, command.id):
+                    connection.execute(delete(inbox).where(inbox.c.id == command.id))
         self._on_answers()
         self._wake.set()
 
