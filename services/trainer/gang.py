@@ -61,11 +61,13 @@ def seat(desired: DesiredAttempt, rank: int, meeting: str, timeout_s: float) -> 
 def patience_s(rank: int, said: object, order: StopOrder | None) -> float:
     """How long a rank that has ended still counts as running, waiting for the order that says how the attempt ended.
 
-    A rank that is done waits for rank 0 to upload what all have made: its end would look like a loss. One that broke
-    off since another did lets that one say why.
+    A rank that is done, or that pauses, waits for rank 0 to upload what all have made: its end would look like a loss.
+    One that broke off since another did lets that one say why.
     """
+    if rank > 0 and order is not None and order.wish is Wish.pause:
+        return float("inf")  # killed after the grace or not: rank 0's end, its loss or an overdue stop ends the wish
     match said:
-        case protocol.Done() if rank > 0 and (order is None or order.wish is Wish.pause):
+        case protocol.Done() if rank > 0 and order is None:
             return float("inf")
         case protocol.Halted() if order is None:
             return PEERS_WORD_S

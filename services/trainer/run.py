@@ -73,6 +73,7 @@ class Run:
         self._guard = threading.Lock()
         self._order: StopOrder | None = None
         self._ordered = threading.Event()
+        self._abandoned = False
         self._begun = False
         self._supervision: Supervision | None = None
         self._said: protocol.Done | protocol.Failed | protocol.Halted | None = None
@@ -115,6 +116,8 @@ class Run:
 
     def abandon(self) -> None:
         """The trainer ends: give up what is under way, and reports that are not durable by now."""
+        self._abandoned = True
+        self._ordered.set()
         self._end_transfers(0)
         if self._supervision:
             self._supervision.stop(0)
@@ -188,10 +191,17 @@ class Run:
                 self._trace.recipe_ends(report)
 
     def _await_the_others(self) -> None:
+        """One that has not begun holds nothing that they could need."""
         ended_s = time.monotonic()
-        while self._gathering and time.monotonic() - ended_s < patience_s(self.ref.rank, self._said, self._order):
+        while (
+            self._gathering
+            and self._begun
+            and not self._abandoned
+            and time.monotonic() - ended_s < patience_s(self.ref.rank, self._said, self._order)
+        ):
             self._flush()
             self._ordered.wait(TICK_S)
+            self._ordered.clear()  # before the next look at the order, or a second look would not wait
 
     def _concluded(self, status: int) -> RunMessage:
         """After the uploads that wait: checkpoints that lie whole on the disk still count."""
