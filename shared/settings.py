@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     # Trainer and inference
     heartbeat_s: float = Field(5, gt=0, description="Seconds between a node's heartbeats.")
     slots: int = Field(1, ge=1, description="Attempts at once on a node without accelerators.")
-    orphan_timeout_s: float = Field(900, gt=0, description="How long a run goes on while the bus is away.")
+    orphan_timeout_s: float = Field(900, gt=0, description="How long a run goes on while the bus or the store is away.")
     stop_grace_s: float = Field(30, ge=0, description="Between SIGTERM and SIGKILL: time for a checkpoint.")
     advertise_address: str = Field(
         "", description="Where a job's ranks on other nodes reach this one; by default its address towards the bus."

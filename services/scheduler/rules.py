@@ -131,7 +131,10 @@ def succeed(job: Job, success: AttemptSucceeded, at: Moment) -> Job:
 
 
 def fail(job: Job, failed: AttemptFailed, at: Moment) -> Job:
-    """What the user must mend is final. A crash is tried again, so often and no more."""
+    """What the user must mend is final. A crash is tried again, so often and no more. A run that was given back, or
+    whose store was away, is as good as lost."""
+    if failed.retryable and failed.failure.reason is FailureReason.lost:
+        return _lost(_end_attempt(job, at, "lost", failed.failure), failed.failure.message, at)
     ended = _end_attempt(job, at, "failed", failed.failure)
     if not failed.retryable:
         return _failed(ended, failed.failure, at)
@@ -153,14 +156,7 @@ def lose(job: Job, loss: AttemptLost, at: Moment) -> Job:
     ended = _end_attempt(job, at, "lost", failure)
     if not job.runs:
         return _retry(ended, 0, f"not started: {loss.why}", at)
-    lost = job.lost + 1
-    if lost > at.limits.max_lost:
-        failure = failure.changed(
-            message=f"It lost its worker {lost} times without a new checkpoint. {failure.message}",
-            hint="Look at the nodes' logs, let it save checkpoints more often, then retry the job.",
-        )
-        return _failed(ended, failure, at)
-    return _retry(ended.changed(lost=lost), 0 if lost == 1 else _backoff_s(lost - 1, at), f"lost: {loss.why}", at)
+    return _lost(ended, loss.why, at)
 
 
 # ── Pause and resume ──
@@ -270,6 +266,17 @@ def _newest(job: Job, attempt: AttemptState) -> Job:
 def _end_attempt(job: Job, at: Moment, outcome: str, failure: Failure | None = None) -> Job:
     assert job.current
     return _newest(job, job.current.changed(ended_at=at.now, outcome=outcome, failure=failure))
+
+
+def _lost(job: Job, why: str, at: Moment) -> Job:
+    """What follows from a lost attempt, ended by now."""
+    lost, failure = job.lost + 1, job.attempts[-1].failure
+    assert failure
+    if lost > at.limits.max_lost:
+        hint = failure.hint or "Look at the nodes' logs, let it save checkpoints more often, then retry the job."
+        times = f"It lost its worker {lost} times without a new checkpoint; the last time: {failure.message}"
+        return _failed(job, failure.changed(message=times, hint=hint), at)
+    return _retry(job.changed(lost=lost), 0 if lost == 1 else _backoff_s(lost - 1, at), f"lost: {why}", at)
 
 
 def _retry(job: Job, pause_s: float, why: str, at: Moment) -> Job:

@@ -69,8 +69,12 @@ def succeeded(
     return AttemptSucceeded(job_id="j1", attempt=attempt, rank=rank, run_id=run, outputs=made)
 
 
-def failed(attempt: int = 1, run: str = "run", rank: int = 0, retryable: bool = True) -> AttemptFailed:
+def failed(
+    attempt: int = 1, run: str = "run", rank: int = 0, retryable: bool = True, lost: bool = False
+) -> AttemptFailed:
     reason = FailureReason.crashed if retryable else FailureReason.bad_data
+    if lost:
+        reason = FailureReason.lost
     failure = Failure(reason=reason, message="line 3 is no JSON")
     return AttemptFailed(job_id="j1", attempt=attempt, rank=rank, run_id=run, failure=failure, retryable=retryable)
 

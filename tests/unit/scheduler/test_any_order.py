@@ -33,7 +33,7 @@ FROM_THE_BUS = st.one_of(
     st.builds(started, **FENCE),
     st.builds(saved, step=st.integers(0, 5), **FENCE),
     st.builds(succeeded, outputs=OUTPUTS, **FENCE),
-    st.builds(failed, retryable=st.booleans(), **FENCE),
+    st.builds(failed, retryable=st.booleans(), lost=st.booleans(), **FENCE),
     st.builds(stopped, **FENCE),
     st.builds(done, output=st.sampled_from(["out", "merged"])),
     st.builds(rejected, output=st.sampled_from(["out", "merged"]), retryable=st.booleans()),

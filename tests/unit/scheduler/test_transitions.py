@@ -249,6 +249,27 @@ def test_losses_and_crashes_are_counted_apart() -> None:
     assert tell(running().changed(crashes=2), failed()).status == "failed"
 
 
+def test_a_run_that_is_given_back_counts_as_lost_and_not_as_crashed() -> None:
+    job = running().changed(crashes=2)
+    for attempt in (1, 2, 3):
+        job = tell(job, failed(attempt, lost=True), BackoffOver(), dispatch(), started(attempt + 1))
+    assert (job.status, job.lost, job.crashes) == ("running", 3, 2)
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "lost", "lost", ""]
+    job = tell(job, failed(4, lost=True))
+    assert job.status == "failed"
+    assert job.failure
+    assert job.failure.reason is FailureReason.lost
+    assert "4 times" in job.failure.message
+    assert "line 3 is no JSON" in job.failure.message
+
+
+def test_a_run_that_is_given_back_goes_on_at_once_and_keeps_its_word() -> None:
+    job = tell(running(), failed(lost=True))
+    assert (job.status, job.lost) == ("queued", 1)
+    assert job.attempts[-1].failure == failed(lost=True).failure
+    assert tell(job, dispatch(), started(2), failed(2, lost=True)).not_before == NOW + timedelta(seconds=2)
+
+
 def test_a_new_checkpoint_resets_both_counts_and_an_old_one_neither() -> None:
     job = running().changed(lost=2, crashes=2)
     assert (tell(job, saved(5)).lost, tell(job, saved(5)).crashes) == (0, 0)
