@@ -63,14 +63,19 @@ class ArtifactCache:
 
         Do not write into it. Raises ObjectNotFound, CorruptArtifact, StoreFull, StoreUnavailable.
         """
-        self._open()
-        return self._pulled(self._manifest(manifest_key), lambda file: blob_key(file.sha256), on_bytes)
+        return self._with_room(
+            lambda: self._pulled(self._manifest(manifest_key), lambda file: blob_key(file.sha256), on_bytes)
+        )
 
     def pull_staged(self, prefix: str, on_bytes: OnBytes | None = None) -> Path:
         """As `pull`, for a folder in staging such as a checkpoint."""
-        self._open()
-        manifest = read_manifest(self._store, staged_manifest_key(prefix))
-        return self._pulled(manifest, lambda file: staged_file_key(prefix, file.path), on_bytes)
+        return self._with_room(
+            lambda: self._pulled(
+                read_manifest(self._store, staged_manifest_key(prefix)),
+                lambda file: staged_file_key(prefix, file.path),
+                on_bytes,
+            )
+        )
 
     def release(self, folder: Path) -> None:
         """This process no longer uses `folder`: once for every pull of it. Then it may be evicted."""
@@ -85,6 +90,24 @@ class ArtifactCache:
         for folder, uses in list(self._in_use.items()):
             while uses:
                 self.release(folder)
+
+    def _with_room(self, pull: Callable[[], Path]) -> Path:
+        """What `pull` gives; where the disk is full, at whatever step, again with all that is not in use gone."""
+        try:
+            return self._told(pull)
+        except StoreFull as error:
+            log.warning("cache_full", folder=str(self._folder), reason=str(error))
+            return self._told(pull, evicting=True)
+
+    def _told(self, pull: Callable[[], Path], *, evicting: bool = False) -> Path:
+        """`pull`, with the disk's errors told as the store's."""
+        try:
+            if evicting and (self._folder / "manifests").exists():
+                evict(self._folder, 0, 0)
+            self._open()
+            return pull()
+        except OSError as error:
+            raise meaning(error, f"the cache folder {self._folder}") from error
 
     def _pulled(self, manifest: Manifest, key_of: KeyOf, on_bytes: OnBytes | None) -> Path:
         folder = self._folder / "versions" / _version_id(manifest)
@@ -104,29 +127,18 @@ class ArtifactCache:
         return folder
 
     def _make(self, folder: Path, manifest: Manifest, key_of: KeyOf, on_bytes: OnBytes | None) -> None:
-        """Make room and fill the version; where the disk is full, again with all that is not in use gone."""
+        """Make room and fill the version."""
         absent = {file.sha256: file.size_bytes for file in manifest.files if not _is_verified(self._blob(file), file)}
         evict(self._folder, self._limit_bytes - sum(absent.values()), self._max_age_s)
-        try:
-            self._fill(folder, manifest, key_of, on_bytes)
-        except StoreFull:
-            log.warning("cache_full", folder=str(self._folder), needed_bytes=sum(absent.values()))
-            evict(self._folder, 0, 0)
-            self._fill(folder, manifest, key_of, on_bytes)
-
-    def _fill(self, folder: Path, manifest: Manifest, key_of: KeyOf, on_bytes: OnBytes | None) -> None:
         making = Path(f"{folder}.making")
-        try:
-            shutil.rmtree(making, ignore_errors=True)
-            making.mkdir()
-            for file in manifest.files:
-                target = making / file.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._place(file, key_of(file), target, on_bytes)
-            shutil.rmtree(folder, ignore_errors=True)
-            making.rename(folder)
-        except OSError as error:
-            raise meaning(error, f"the cache folder {self._folder}") from error
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        for file in manifest.files:
+            target = making / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._place(file, key_of(file), target, on_bytes)
+        shutil.rmtree(folder, ignore_errors=True)
+        making.rename(folder)
 
     def _place(self, file: ManifestFile, key: str, target: Path, on_bytes: OnBytes | None) -> None:
         """Link the verified file to `target`; fetch it first where it is not here. One process fetches, others wait."""
@@ -194,10 +206,13 @@ class ArtifactCache:
                 raise
             return parse_manifest(kept.read_bytes(), key)
         manifest = parse_manifest(data, key)
-        with fresh_file(self._folder / "manifests") as (file, temporary):
-            file.write(data)
-            file.flush()
-            temporary.replace(kept)
+        try:
+            with fresh_file(self._folder / "manifests") as (file, temporary):
+                file.write(data)
+                file.flush()
+                temporary.replace(kept)
+        except OSError as error:  # what is here whole needs no room to be served
+            log.warning("manifest_not_kept", key=key, reason=str(error))
         return manifest
 
     def _open(self) -> None:

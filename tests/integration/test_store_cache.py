@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import shared.store.cache
 from shared.contracts.artifacts import Manifest, ManifestFile, blob_key, manifest_key
 from shared.store.cache import ArtifactCache
 from shared.store.local import LocalStore
-from shared.store.port import CorruptArtifact, InvalidKey, ObjectNotFound, StoreFull, StoreUnavailable
+from shared.store.port import CorruptArtifact, InvalidKey, ObjectNotFound, StoreError, StoreFull, StoreUnavailable
 from shared.store.staging import read_manifest, stage_folder, staged_file_key
 from tests.contract.test_store import small_disk
 
@@ -233,6 +236,38 @@ def test_a_full_disk_first_costs_what_is_unused(world: World, small_disk: Path) 
     cache.release(folder)
     assert contents(cache.pull(second))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("step", ["fresh_file", "lock", "locked"])
+def test_a_disk_too_full_for_the_first_step_of_a_pull_costs_what_is_unused(
+    world: World, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (world.version(name, {"a": name.encode()}) for name in ("a", "b"))
+    cache = world.cache()
+    folder = cache.pull(first)
+    real = getattr(shared.store.cache, step)
+
+    def while_there_is_room(*args: Any, **how: Any) -> Any:
+        if folder.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **how)
+
+    monkeypatch.setattr(shared.store.cache, step, while_there_is_room)
+    if step != "fresh_file":  # the one thing that a pull can do without
+        with pytest.raises(StoreFull, match="no room"):
+            cache.pull(second)
+        with pytest.raises(StoreFull, match="no room"):
+            cache.pull_staged("staging/b")
+    cache.release(folder)
+    assert contents(cache.pull(second)) == {"a": b"b"}
+    assert folder.exists() == (step == "fresh_file")
+
+
+def test_a_folder_that_cannot_be_used_is_told_as_an_error_of_the_store(world: World) -> None:
+    key = world.version("m", {"a": b"1"})
+    (world.folder / "cache").write_text("no folder")
+    with pytest.raises(StoreError, match="cache folder"):
+        world.cache().pull(key)
 
 
 # Several processes.
