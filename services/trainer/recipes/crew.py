@@ -94,19 +94,21 @@ def meet(context: RecipeContext) -> Crew:
     gang = context.gang
     if gang is None:
         return Crew()
+    crew = Crew(gang.rank, gang.size)
     if not distributed.is_initialized():
         _set_environment(gang)
         deadline_s = time.monotonic() + gang.timeout_s
         store = _meeting_place(gang, deadline_s, context.stopping)
         _await_all(distributed.PrefixStore(f"{gang.rendezvous}/here", store), gang, deadline_s, context.stopping)
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=distributed.PrefixStore(gang.rendezvous, store),
-            rank=gang.rank,
-            world_size=gang.size,
-            timeout=timedelta(seconds=gang.timeout_s),
-        )
-    return Crew(gang.rank, gang.size)
+        with crew.noticing_loss():
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=distributed.PrefixStore(gang.rendezvous, store),
+                rank=gang.rank,
+                world_size=gang.size,
+                timeout=timedelta(seconds=gang.timeout_s),
+            )
+    return crew
 
 
 def _set_environment(gang: Gang) -> None:

@@ -14,9 +14,14 @@ NARROWEST_FOR_BF16 = 128
 
 
 def precision_for(wanted: Precision, hidden_size: int, crew: Crew) -> ChosenPrecision:
-    """`choose_precision`, but `auto` keeps fp32 for narrow models on a processor, and where a rank has nothing else."""
+    """`choose_precision`, but `auto` keeps fp32 for narrow models on a processor, and where a rank has nothing else.
+
+    Raises PeersLost.
+    """
     chosen = choose_precision(wanted)
-    if not crew.least(int(chosen.bf16)) and chosen.bf16:
+    with crew.noticing_loss():
+        all_have_it = crew.least(int(chosen.bf16))
+    if not all_have_it and chosen.bf16:
         return ChosenPrecision("float32", "fp32: another rank's machine has no units for bf16")
     if wanted != "auto" or not chosen.bf16 or torch.cuda.is_available() or hidden_size >= NARROWEST_FOR_BF16:
         return chosen

@@ -20,6 +20,7 @@ from torch import distributed  # noqa: E402
 
 from services.trainer.recipes.api import Gang, PeersLost, RecipeContext, Stopped  # noqa: E402
 from services.trainer.recipes.crew import Crew, _await_all, _meeting_place, is_lost_contact, meet  # noqa: E402
+from services.trainer.recipes.model_precision import precision_for  # noqa: E402
 from shared.contracts.jobs import JobSpec  # noqa: E402
 from tests.integration.tiny_models import Reports  # noqa: E402
 
@@ -102,3 +103,25 @@ def test_another_ranks_end_is_told_from_a_fault_of_ones_own(error: RuntimeError,
     assert is_lost_contact(error) is lost
     with pytest.raises(PeersLost if lost else RuntimeError), Crew(rank=1, size=2).noticing_loss():
         raise error
+
+
+def lose_contact(*_: object, **__: object) -> None:
+    raise RuntimeError("Gloo connectFullMesh failed with Connection closed by peer")
+
+
+def test_a_rank_that_goes_while_the_others_join_is_a_loss_and_no_crash(
+    listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.recipes.crew._set_environment", lambda _: None)
+    monkeypatch.setattr(distributed, "init_process_group", lose_contact)
+    context = RecipeContext(JobSpec(type="sft"), {}, tmp_path, None, Reports(), lambda: False, gang=seat(listener, 0))
+    with ThreadPoolExecutor() as pool:
+        pool.submit(come, seat(listener, 1))
+        with pytest.raises(PeersLost, match="connectFullMesh"):
+            meet(context)
+
+
+def test_a_rank_that_goes_while_they_choose_a_precision_is_a_loss_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "all_reduce", lose_contact)
+    with pytest.raises(PeersLost, match="connectFullMesh"):
+        precision_for("auto", 512, Crew(rank=1, size=2))
