@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Row,
@@ -24,9 +25,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
@@ -51,6 +50,8 @@ KEPT = timedelta(days=8)
 PRUNE_EVERY = timedelta(hours=1)
 UNPUBLISHED = submissions.c.published_at.is_(None) & submissions.c.done_at.is_(None)
 """Not known to have reached the bus. What had its effect did, though a gateway was killed before it wrote that down."""
+UNFINISHED = UNPUBLISHED | (submissions.c.until == "answered") & submissions.c.done_at.is_(None)
+"""What later commands about the same subject wait for."""
 _TOPICS = {topic.name: topic for topic in TOPICS}
 
 
@@ -180,14 +181,25 @@ def write_down(sql: Connection, taken: Sequence[str]) -> None:
 
 
 def _due() -> Select[Any]:
-    due = submissions.c.done_at.is_(None) & (submissions.c.next_at <= datetime.now(UTC))
-    return select(submissions).where(due).order_by(submissions.c.created_at)
+    """The oldest first. What waits for another is left out here, or enough of it would leave no room for the rest.
+
+    One pass over what is open: a condition that looks for each row's predecessors takes PostgreSQL seconds when the
+    bus has just gone away, and its statistics know of no open row yet.
+    """
+    now = datetime.now(UTC)
+    first = func.min(submissions.c.created_at).filter(UNFINISHED).over(partition_by=submissions.c.subject)
+    columns = submissions.c.command_id, submissions.c.created_at, submissions.c.next_at, first.label("first")
+    each = select(*columns).where(submissions.c.done_at.is_(None)).subquery().c
+    clear = each.first.is_(None) | (each.created_at <= each.first)
+    oldest = select(each.command_id).where(each.next_at <= now, clear).order_by(each.created_at).limit(AT_ONCE)
+    # Said again of the row itself: who locks it looks once more whether another gateway has claimed it meanwhile.
+    still = submissions.c.done_at.is_(None), submissions.c.next_at <= now
+    return select(submissions).where(submissions.c.command_id.in_(oldest), *still).order_by(submissions.c.created_at)
 
 
-def _claim(sql: Connection) -> list[Row[Any]]:
-    """What is due and nothing is in the way of, as it was; from now on it is due after a pause that grows."""
-    due = sql.execute(_due().limit(AT_ONCE).with_for_update(skip_locked=True)).all()
-    claimed = [row for row in due if not _blocked(sql, row)]
+def _claim(sql: Connection) -> Sequence[Row[Any]]:
+    """What is due, as it was; from now on it is due after a pause that grows."""
+    claimed = sql.execute(_due().with_for_update(skip_locked=True)).all()
     now = datetime.now(UTC)
     pauses_s = [min(2.0 * 2 ** min(row.tries, 10), LONGEST_PAUSE_S) for row in claimed]
     later = zip(claimed, pauses_s, strict=True)
@@ -203,12 +215,6 @@ def _plan(sql: Connection, plans: Sequence[tuple[str, int, datetime]]) -> None:
         sql.execute(change, [{"id": id_, "tried": tried, "due_at": due_at} for id_, tried, due_at in sorted(plans)])
 
 
-def _blocked(sql: Connection, row: Row[Any]) -> bool:
-    return bool(sql.execute(select(in_the_way(row.subject, row.created_at))).scalar())
-
-
-def in_the_way(subject: str, before: datetime | None = None) -> Any:
-    """Whether an earlier command of the subject is not through, or has not even reached the bus."""
-    unfinished = or_(UNPUBLISHED, (submissions.c.until == "answered") & submissions.c.done_at.is_(None))
-    earlier = submissions.c.created_at < before if before else true()
-    return exists().where(submissions.c.subject == subject, unfinished, earlier)
+def in_the_way(subject: str) -> ColumnElement[bool]:
+    """Whether a command of the subject is not through, or has not even reached the bus."""
+    return exists().where(submissions.c.subject == subject, UNFINISHED)

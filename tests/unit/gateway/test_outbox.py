@@ -130,6 +130,22 @@ def test_what_had_its_effect_is_through_though_a_kill_kept_its_publication_from_
     assert [type(one) for one in published(bus, "jobs.commands")] == [SubmitJob, CancelJob]
 
 
+def test_many_that_wait_for_one_answer_leave_room_for_the_rest(
+    engine: Engine, bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "AT_ONCE", 2)
+    accepting = Submissions(engine, bus, Settings())
+    for version in range(1, 5):
+        accepting.accept(asked(), alias(version))
+    bus.away = True
+    command_id = accepting.accept(asked(), cancel("job-1")).command_id
+    bus.away = False
+    accepting.start()
+    eventually(lambda: accepting.outcome(command_id) == (True, None))
+    accepting.stop()
+    assert {one.version for one in published(bus, "registry.commands")} == {1}  # type: ignore[attr-defined]
+
+
 def test_a_bus_that_never_answers_does_not_end_the_outbox(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "PUBLISH_TIMEOUT_S", 0.01)
     monkeypatch.setattr(outbox, "RETRY_S", 0.01)
