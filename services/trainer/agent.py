@@ -119,7 +119,11 @@ class Agent:
             self._runs[ref.run_id].stop(order)
         self._stop_orphans()
         for attempt, place in decisions.starts:
-            run = self._start_run(attempt, place)
+            try:
+                run = self._start_run(attempt, place)
+            except RuntimeError as error:  # no thread more, not even to say so: the next look tries again
+                log.warning("run_waits", job_id=attempt.job_id, attempt=attempt.attempt, reason=str(error))
+                continue
             self._runs[run.ref.run_id] = run
             run.start()
 

@@ -18,7 +18,11 @@ class Mover:
 
     def __init__(self, name: str) -> None:
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name=f"mover-{name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"mover-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Raises RuntimeError where there are no threads more."""
+        self._thread.start()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()

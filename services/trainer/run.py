@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,19 @@ class Run:
 
     def start(self) -> None:
         """Start the child, tell of it, supervise it. What the machine refuses ends the run, not the caller."""
+        child: Child | None = None
         try:
             child, workdir, meeting = self._spawn()
-        except OSError as error:
-            self._announce(os.getpid())
-            self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
-            self._at.folder.clear(self.ref.run_id)
+            self._announce(child.pid, meeting)
+            supervision = Supervision(child, partial(self._hear, child), self._print, self._flush)
+            self._mover.start()
+            threading.Thread(target=self._live, args=(child, workdir, supervision), name="run").start()
+        except Exception as error:  # no file, thread or process more, or a name that is none
+            self._log.warning("run_not_started", reason=str(error))
+            self._not_started(error, child)
             return
-        self._announce(child.pid, meeting)
+        self._supervision = supervision
         self._log.info("run_started", pid=child.pid)
-        self._supervision = Supervision(child, lambda report: self._hear(child, report), self._print, self._flush)
-        threading.Thread(target=self._live, args=(child, workdir, self._supervision), name="run").start()
 
     def told(self, desired: DesiredAttempt) -> None:
         """The wish as it is now: the ranks of a gang begin when all were accepted."""
@@ -146,11 +149,21 @@ class Run:
             child = Child.start(spec.type, workdir, environment)
         try:
             self._at.folder.record(ref.run_id, ref.job_id, ref.attempt, ref.rank, child.pid)
-        except OSError:
+        except Exception:
             child.reap()
             child.close()
             raise
         return child, workdir, meeting
+
+    def _not_started(self, error: Exception, child: Child | None) -> None:
+        if child:
+            child.reap()
+            child.close()
+        else:
+            self._announce(os.getpid())
+        self._mover.close()
+        self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
+        self._at.folder.clear(self.ref.run_id)
 
     def _announce(self, pid: int, meeting: str = "") -> None:
         def announced() -> None:
@@ -165,6 +178,8 @@ class Run:
         self._mover.submit(self._equip, child, workdir)
         try:
             status = supervision.until_gone()
+            if not self._begun:
+                self._end_transfers(0)  # nobody needs the inputs any more
             self._trace.recipe_ends(self._said)
             self._await_the_others()
             final = self._concluded(status)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import services
@@ -44,13 +45,12 @@ class Child:
         cls, job_type: str, workdir: Path, environment: Mapping[str, str], listener: socket.socket | None = None
     ) -> Child:
         """`listener`: a socket that the child takes over; close it here afterwards. Raises OSError."""
-        control_end, control = os.pipe()
-        reports, reports_end = os.pipe()
-        output, output_end = os.pipe()
-        theirs = (control_end, reports_end, output_end)
-        handed = (control_end, reports_end, *([listener.fileno()] if listener else []))
-        arguments = (job_type, str(os.getpid()), *map(str, handed))
-        try:
+        with ExitStack() as theirs, ExitStack() as ours:
+            control_end, control = _pipe(theirs, ours)
+            reports, reports_end = _pipe(ours, theirs)
+            output, output_end = _pipe(ours, theirs)
+            handed = (control_end, reports_end, *([listener.fileno()] if listener else []))
+            arguments = (job_type, str(os.getpid()), *map(str, handed))
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "services.trainer.child", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -61,14 +61,10 @@ class Child:
                 env=dict(environment),
                 start_new_session=True,
             )
-        except OSError:
-            for fd in (control, reports, output):
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        return cls(process, control, reports, output)
+            ours.callback(_end, process)
+            child = cls(process, control, reports, output)
+            ours.pop_all()  # the child's from here on
+            return child
 
     @property
     def pid(self) -> int:
@@ -110,6 +106,19 @@ class Child:
         with self._guard:  # a reaped pid may be another's
             if not self._reaped:
                 send(self._process.pid, number)
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Its ends, each closed by its owner."""
+    reading, writing = os.pipe()
+    reader.callback(os.close, reading)
+    writer.callback(os.close, writing)
+    return reading, writing
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def child_environment(run_id: str, devices: list[int], cpus: float, capacity: Capacity) -> dict[str, str]:

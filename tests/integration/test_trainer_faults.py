@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
+import psutil
 import pytest
 
 from services.trainer.leftovers import RunFolder
@@ -70,6 +72,10 @@ def hanging(tmp_path: Path) -> Iterator[HangingStore]:
     store = HangingStore(tmp_path / "objects")
     yield store
     store.answers.set()
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 
 
 class Service:
@@ -153,7 +159,7 @@ def test_a_store_that_never_answers_holds_no_trainer_that_stops(tmp_path: Path, 
     with node.running(farewell_s=0.5):
         node.wish("j", params={"steps": 100_000, "step_s": 0.01, "checkpoint_every": 1})
         assert hanging.asked.wait(30)
-    eventually(lambda: not any(thread.name == "run" for thread in threading.enumerate()))
+    eventually(lambda: not threads("run"))
 
 
 def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
@@ -278,6 +284,58 @@ def test_a_disk_that_refuses_the_start_ends_the_attempt_with_its_reason(
         assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
         assert [type(event) for event in node.events("j")] == [AttemptStarted, AttemptFailed]
         eventually(lambda: list(node.runs.iterdir()) == [])
+        eventually(lambda: not threads("mover-"))
+
+
+@pytest.mark.parametrize(
+    ("what", "refusal"),
+    [
+        ("services.trainer.run.child_environment", UnicodeError("label empty or too long")),
+        ("services.trainer.run.Supervision", OSError(errno.EMFILE, "Too many open files")),
+        ("services.trainer.mover.Mover.start", RuntimeError("can't start new thread")),
+        ("services.trainer.spawn.os.pidfd_open", OSError(errno.EMFILE, "Too many open files")),
+    ],
+)
+def test_whatever_refuses_a_start_ends_that_attempt_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, refusal: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    before = set(psutil.Process().children())
+    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+        with monkeypatch.context() as patches:
+            patches.setattr(what, refuse)
+            node.wish("j", params={"steps": 1})
+            failed = node.await_event(AttemptFailed, "j")
+        assert failed.retryable
+        assert str(refusal) in failed.failure.message
+        assert [type(event) for event in node.events("j")] == [AttemptStarted, AttemptFailed]
+        eventually(lambda: list(node.runs.iterdir()) == [])
+        eventually(lambda: not threads("mover-"))
+        assert set(psutil.Process().children()) == before
+        node.wish("next", params={"steps": 1})
+        node.await_event(AttemptSucceeded, "next")
+
+
+def test_a_child_that_dies_before_it_begins_is_reported_while_its_inputs_are_still_pulled(tmp_path: Path) -> None:
+    class Silent(LocalStore):
+        def get_bytes(self, key: str) -> bytes:
+            asked.set()
+            answers.wait(60)
+            raise StoreUnavailable("the test is over")
+
+    asked, answers = threading.Event(), threading.Event()
+    pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
+    try:
+        with TrainerNode(tmp_path, Silent(tmp_path / "objects")).running() as node:
+            node.wish("j", inputs={"data": pin})
+            assert asked.wait(30)
+            os.kill(node.await_event(AttemptStarted, "j").pid, signal.SIGKILL)
+            failed = node.await_event(AttemptFailed, "j")
+            assert (failed.failure.reason, failed.retryable) == (FailureReason.crashed, True)
+    finally:
+        answers.set()
 
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
