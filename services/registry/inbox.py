@@ -6,17 +6,20 @@ instruction, it is still here or it was answered.
 
 What still waits: a command waits for the earlier ones of its own artifact, and a publication for a free place among the
 `PUBLISHES` at work. Aliases and deletions of other artifacts never wait for a publication. Several registries on one
-database share the commands: each artifact is one registry's at a time.
+database share the commands: each artifact is one registry's at a time. What failed, or is at work in another registry,
+is tried again after a pause, in which it takes up no place.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Connection, Engine, delete, func, select
 
 from services.registry.answers import answer_again
 from services.registry.tables import inbox
@@ -29,6 +32,8 @@ from shared.db.locks import turn
 log = structlog.get_logger("registry.inbox")
 
 PUBLISHES = 4
+OTHERS = 32
+"""Aliases and deletions that are handed to the workers and wait for a free one: they are short."""
 LOOK_EVERY_S = 3.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 ELSEWHERE_S = 0.5
@@ -50,6 +55,8 @@ class Inbox:
         """By artifact. Only `run` adds to it."""
         self._failures: dict[str, int] = {}
         """In a row, by artifact."""
+        self._not_before: dict[str, float] = {}
+        """Artifacts that have a pause, and until when. Only `run` takes from it."""
 
     def commands(self, records: Sequence[Record]) -> None:
         """Once this returns, the commands are kept and the bus may forget them. Raises Poison."""
@@ -82,7 +89,7 @@ class Inbox:
                         workers.submit(self._work, command)
                 except AWAY as error:
                     log.warning("inbox_waits", error=str(error))
-                self._wake.wait(LOOK_EVERY_S)
+                self._wake.wait(self._pause_s())
 
     def stop(self) -> None:
         """What has not begun stays for the next start."""
@@ -95,23 +102,29 @@ class Inbox:
             return connection.scalar(select(func.count()).select_from(inbox)) or 0
 
     def _startable(self) -> list[Command]:
-        """The first command of every artifact that nobody works on, as far as there is room."""
+        """The first command of every artifact that nobody works on and that has no pause, as far as there is room."""
         busy = dict(self._at_work)  # before the look: who ends meanwhile may still be in what it shows
-        room = PUBLISHES - sum(map(_publishes, busy.values()))
-        firsts = select(func.min(inbox.c.seq)).group_by(inbox.c.key)
-        rows = (
-            select(inbox.c.key, inbox.c.publishes, inbox.c.command).where(inbox.c.seq.in_(firsts)).order_by(inbox.c.seq)
-        )
-        startable: list[Command] = []
+        passed = busy.keys() | self._pausing()
+        publishing = sum(map(_publishes, busy.values()))
+        places = {True: PUBLISHES - publishing, False: OTHERS - (len(busy) - publishing)}
         with reading(self._engine) as connection:
-            for key, publishes, raw in connection.execute(rows):
-                if key in busy or (publishes and not room):
-                    continue
-                command = decode(raw)
-                assert isinstance(command, Command)
-                startable.append(command)
-                room -= publishes
-        return startable
+            chosen = [seq for kind, room in places.items() for seq in _firsts(connection, kind, room, passed)]
+            if not chosen:
+                return []
+            rows = select(inbox.c.command).where(inbox.c.seq.in_(chosen)).order_by(inbox.c.seq)
+            return [_decoded(raw) for raw in connection.scalars(rows)]
+
+    def _pausing(self) -> set[str]:
+        """The artifacts whose pause goes on; the other pauses are forgotten."""
+        now = time.monotonic()
+        for key in [key for key, until in dict(self._not_before).items() if until <= now]:
+            del self._not_before[key]
+        return set(self._not_before)
+
+    def _pause_s(self) -> float:
+        """Until the next look, which is due when the first pause is over."""
+        first = min(dict(self._not_before).values(), default=math.inf)
+        return max(0.0, min(LOOK_EVERY_S, first - time.monotonic()))
 
     def _waits(self, command: Command) -> bool:
         """Whether nobody has answered it since we looked."""
@@ -128,14 +141,33 @@ class Inbox:
             self._failures.pop(key, None)
             self._on_answers()
             if not mine:
-                self._stopping.wait(ELSEWHERE_S)
+                self._pause(key, ELSEWHERE_S)
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             log.warning("command_waits", key=key, failures=failures, error=str(error), exc_info=failures == 1)
-            self._stopping.wait(min(FIRST_PAUSE_S * 2 ** min(failures, 10), LONGEST_PAUSE_S))
+            self._pause(key, min(FIRST_PAUSE_S * 2 ** min(failures, 10), LONGEST_PAUSE_S))
         finally:
-            del self._at_work[key]
+            del self._at_work[key]  # after the pause is set: `run` must find one of the two
             self._wake.set()
+
+    def _pause(self, key: str, pause_s: float) -> None:
+        self._not_before[key] = time.monotonic() + pause_s
+
+
+def _firsts(connection: Connection, publishes: bool, room: int, passed: Collection[str]) -> list[int]:
+    """The numbers of the oldest commands of one kind that are their artifact's first, as many as there is room for."""
+    if not room:
+        return []
+    firsts = select(func.min(inbox.c.seq)).group_by(inbox.c.key)
+    rows = select(inbox.c.seq, inbox.c.key).where(inbox.c.seq.in_(firsts), inbox.c.publishes.is_(publishes))
+    oldest = connection.execute(rows.order_by(inbox.c.seq).limit(len(passed) + room))
+    return [seq for seq, key in oldest if key not in passed][:room]
+
+
+def _decoded(raw: bytes) -> Command:
+    command = decode(raw)
+    assert isinstance(command, Command)
+    return command
 
 
 def _key(command: Command) -> str:
