@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -118,7 +118,10 @@ class Outbox:
     @contextmanager
     def taken(self) -> Iterator[list[str]]:
         """The ids of commands that the bus has taken since the last look; they come again when the block fails."""
-        ids = [self._taken.popleft() for _ in range(len(self._taken))]
+        ids: list[str] = []
+        with suppress(IndexError):  # not counted before: requests take from it at the same time
+            while True:
+                ids.append(self._taken.popleft())
         try:
             yield ids
         except BaseException:

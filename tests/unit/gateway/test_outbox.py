@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -144,6 +145,25 @@ def test_many_that_wait_for_one_answer_leave_room_for_the_rest(
     eventually(lambda: accepting.outcome(command_id) == (True, None))
     accepting.stop()
     assert {one.version for one in published(bus, "registry.commands")} == {1}  # type: ignore[attr-defined]
+
+
+class Contended(deque[str]):
+    """Another thread takes one just after we counted."""
+
+    def __len__(self) -> int:
+        counted = super().__len__()
+        if counted:
+            self.popleft()
+        return counted
+
+
+def test_requests_at_once_share_what_the_bus_has_taken(
+    engine: Engine, bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepting = Submissions(engine, bus, Settings())
+    monkeypatch.setattr(accepting.outbox, "_taken", Contended(["for another", "for us"]))
+    with accepting.outbox.taken() as ids:
+        assert ids in (["for us"], ["for another", "for us"])
 
 
 def test_a_bus_that_never_answers_does_not_end_the_outbox(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
