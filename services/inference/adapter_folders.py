@@ -39,14 +39,20 @@ class AdapterFolders:
         self._changed.set()
 
     async def bring(self, adapters: Mapping[str, ArtifactPin], wish: Callable[[Wishes], None]) -> None:
-        """Keep a replica supplied until cancelled: now with `adapters`, then with whatever is wanted later."""
+        """Keep a replica supplied until cancelled: now with `adapters`, then with whatever is wanted later.
+
+        Raises what nobody foresaw; a failed pull is told and tried again.
+        """
         self.want(adapters)
         while True:
             self._changed.clear()
             pulling = asyncio.create_task(self._pull_all(wish))
             changed = asyncio.create_task(self._changed.wait())
             try:
-                await asyncio.wait({changed})
+                await asyncio.wait({changed, pulling}, return_when=asyncio.FIRST_COMPLETED)
+                if pulling.done():
+                    pulling.result()
+                await changed
             finally:
                 pulling.cancel()
                 changed.cancel()

@@ -102,6 +102,9 @@ class Keeper:
                 await self._stay_failed(str(end))
             except Crashed as end:
                 await self._after_crash(str(end))
+            except Exception as error:  # nobody foresaw it, and it counts too: else it would come again for ever
+                log.error("replica_life_failed", replica=self.seat.replica_id, exc_info=error)
+                await self._after_crash(f"its agent failed to keep it: {type(error).__name__}: {error}")
         self._standing.say(ReplicaState.stopped)
 
     async def _live(self, seat: Seat) -> None:
@@ -113,6 +116,7 @@ class Keeper:
                 await self._attend(seat, process)
             finally:
                 await process.kill()
+                process.close()
                 self._adapters.release()
         finally:
             self._node.puller.release(folder)
@@ -159,11 +163,15 @@ class Keeper:
         adapters = asyncio.create_task(self._adapters.bring(seat.adapters, process.wish))
         tasks = {hearing, ended, asked, watch, adapters}
         try:
-            await asyncio.wait({ended, asked, watch, adapters}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if hearing.done():  # mostly because the process ends
+                await asyncio.wait({ended}, timeout=LAST_WORDS_S)
             if ended.done():
                 await process.kill()  # what it started, which would keep the line open
                 await asyncio.wait({hearing}, timeout=LAST_WORDS_S)
-                self._judge(process, ended.result())
+                self._judge(reason_from_log(process.log_tail(), ended.result()))
+            if hearing.done() and not asked.done():
+                self._judge(f"its line broke: {hearing.exception() or 'the replica closed it'}")
             for failed in (watch, adapters):
                 if failed.done():
                     failed.result()
@@ -175,10 +183,11 @@ class Keeper:
             await asyncio.gather(*tasks, return_exceptions=True)
         raise Interrupted
 
-    def _judge(self, process: Process, exit_code: int) -> None:
+    def _judge(self, ending: str) -> None:
+        """Raises why its life is over: for the reason that it gave itself, or else for how it ended."""
         if self._broken:
             raise Broken(self._broken)
-        raise Crashed(self._crashed or reason_from_log(process.log_tail(), exit_code))
+        raise Crashed(self._crashed or ending)
 
     async def _drain(self, process: Process, ended: asyncio.Task[int]) -> None:
         self._standing.say(ReplicaState.draining)
@@ -239,7 +248,7 @@ class Keeper:
         return None
 
     async def _stay_failed(self, reason: str) -> None:
-        """No further start until the deployment's version changes."""
+        """No further start until anything about its deployment changes, be it its adapters."""
         self._crashes, self._standing.trouble = 0, ""
         if self._end_life.is_set():
             return  # something else was wanted meanwhile

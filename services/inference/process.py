@@ -51,7 +51,10 @@ class Process(Protocol):
         """The exit code, once it has ended."""
 
     async def kill(self) -> None:
-        """Now, with everything that it started."""
+        """Now, with everything that it started. What it has said can still be heard."""
+
+    def close(self) -> None:
+        """Let go of it, once it is killed and nobody listens any more."""
 
     def log_tail(self) -> list[str]:
         """The last lines that this start of it said."""
@@ -103,8 +106,11 @@ class ReplicaProcess:
         kill_group(self.pid)
         await self._child.wait()
         kill_group(self.pid)  # what it started in the instant between
-        self._line.close()
+        self._line.shutdown(socket.SHUT_RDWR)  # who listens hears the end; a closed descriptor would be another's soon
         self._spec.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._line.close()
 
     def log_tail(self) -> list[str]:
         return log_tail(self._log, self._log_from)

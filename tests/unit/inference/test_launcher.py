@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.inference.control import ReplicaSpec
-from services.inference.process import KEPT_LOGS, Launcher
+from services.inference.control import Phase, ReplicaSpec, Report, encode, socket_pair
+from services.inference.process import KEPT_LOGS, Launcher, ReplicaProcess
 from shared.log_files import rotate
 from shared.settings import Settings
 from tests.waiting import aeventually
@@ -50,6 +51,7 @@ async def test_a_specification_goes_with_its_process(launcher: Launcher, tmp_pat
     replica = await launcher(SPEC)
     assert [path.name for path in specs.iterdir()] == ["r1.json"]
     await replica.kill()
+    replica.close()
     assert list(specs.iterdir()) == []
 
 
@@ -69,6 +71,7 @@ async def test_a_start_forgets_old_logs_but_those_of_running_replicas(launcher: 
     assert len([name for name in left if "other" in name]) == KEPT_LOGS
     for replica in (running, another):
         await replica.kill()
+        replica.close()
 
 
 async def test_the_log_of_a_running_replica_is_bounded(
@@ -84,3 +87,24 @@ async def test_the_log_of_a_running_replica_is_bounded(
     await aeventually(cut)
     await aeventually(lambda: "here" in replica.log_tail(), what="the words after the cut")
     await replica.kill()
+    replica.close()
+
+
+async def test_who_listens_to_a_killed_replica_hears_its_last_words_and_then_the_end(tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    ours, theirs = socket_pair()
+    ours.setblocking(False)
+    replica = ReplicaProcess(child, ours, tmp_path / "spec.json", tmp_path / "log", 0)
+
+    async def heard() -> list[str]:
+        return [report.reason async for report in replica.reports()]
+
+    listening = asyncio.create_task(heard())
+    theirs.send(encode(Report(Phase.loading, reason="first")))
+    await asyncio.sleep(0)  # it listens now
+    killing = asyncio.create_task(replica.kill())
+    theirs.send(encode(Report(Phase.crashed, reason="last")))
+    await killing
+    assert await asyncio.wait_for(listening, 10) == ["first", "last"]
+    replica.close()
+    theirs.close()
