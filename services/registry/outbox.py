@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -21,7 +21,7 @@ from shared.bus.port import Bus, BusError
 from shared.bus.publishing import publish_all
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
-from shared.db import AWAY
+from shared.db import AWAY, reading
 from shared.db.locks import turn
 
 log = structlog.get_logger("registry.outbox")
@@ -75,17 +75,22 @@ class Outbox:
 
     def publish_round(self) -> int:
         """Publish what waits; how many messages that was. Raises what the bus or the database raised."""
-        return self._publish(_states) or self._publish(_answers)
+        with reading(self._engine) as connection:
+            answers = list(_answers(connection))  # first: what they speak of is among the states, or on the bus
+            states = list(_states(connection))
+        self._publish(states)
+        if len(states) == ROUND:  # more may wait, of which an answer speaks
+            return ROUND
+        self._publish(answers)
+        return len(states) + len(answers)
 
     def age_s(self) -> float:
         """How long the oldest entry has waited; 0 when there is none."""
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             oldest = [connection.scalar(select(func.min(table.c.since))) for table in (outbox_states, outbox_answers)]
         return max((time.time() - since for since in oldest if since is not None), default=0.0)
 
-    def _publish(self, waiting: Callable[[Connection], Iterable[Entry]]) -> int:
-        with self._engine.begin() as connection:
-            entries = list(waiting(connection))
+    def _publish(self, entries: Sequence[Entry]) -> None:
         failures = publish_all(self._bus, [(each.topic, each.key, each.message) for each in entries])
         durable = [each for each, failure in zip(entries, failures, strict=True) if failure is None]
         if durable:
@@ -94,7 +99,6 @@ class Outbox:
                     connection.execute(each.forget)
         for failure in filter(None, failures):
             raise failure
-        return len(entries)
 
 
 def _states(connection: Connection) -> Iterable[Entry]:
