@@ -6,6 +6,7 @@ One vocabulary for all services: a name that is not here is a mistake and stops 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ SECRETS = Path("/run/secrets")
 """Where Docker and Kubernetes put secrets: a file for each, named like its variable."""
 EXAMPLE = "change-me"
 """What every secret of .env.example contains."""
+ADDRESS = r"^([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?)?$"
+"""A host's name or its IPv4 or IPv6 address; or nothing."""
 TEST_PREFIX = f"{PREFIX}TEST_"
 """Where the tests find servers; no process reads them."""
 
@@ -98,7 +101,9 @@ class Settings(BaseSettings):
     orphan_timeout_s: float = Field(900, gt=0, description="How long a run goes on while the bus or the store is away.")
     stop_grace_s: float = Field(30, ge=0, description="Between SIGTERM and SIGKILL: time for a checkpoint.")
     advertise_address: str = Field(
-        "", description="Where a job's ranks on other nodes reach this one; by default its address towards the bus."
+        "",
+        pattern=ADDRESS,
+        description="Where a job's ranks on other nodes reach this one; by default its address towards the bus.",
     )
     gang_timeout_s: float = Field(
         1800, gt=0, description="How long a rank of a job on several nodes waits for the others."
@@ -126,6 +131,12 @@ class Settings(BaseSettings):
 
 class SettingsError(Exception):
     """A setting is wrong or unknown; the message is one sentence that names it."""
+
+
+def shown(url: str) -> str:
+    """All that an error may repeat of an address that is wrong: what follows its kind may hold a password."""
+    kind = re.match(r"[a-z][a-z0-9+.-]*://", url)
+    return f"{kind.group()}…" if kind else "an address without ://"
 
 
 def load_settings(**overrides: object) -> Settings:

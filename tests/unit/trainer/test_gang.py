@@ -13,7 +13,7 @@ from services.trainer.endings import StopOrder
 from services.trainer.gang import PEERS_WORD_S, Gathering, own_address, patience_s, reserve_port, seat
 from services.trainer.transfers import Aborted
 from shared.contracts.jobs import DesiredAttempt, JobSpec, Place, Wish
-from shared.settings import Settings
+from shared.settings import Settings, SettingsError, load_settings
 from tests.waiting import eventually
 
 DONE, HALTED = protocol.Done([]), protocol.Halted()
@@ -111,6 +111,17 @@ def test_a_finished_rank_does_not_keep_its_node_from_stopping() -> None:
 )
 def test_others_reach_a_node_at_its_end_of_the_way_to_the_bus_or_as_set(settings: dict[str, str], address: str) -> None:
     assert own_address(Settings.model_validate(settings)) == address
+
+
+@pytest.mark.parametrize("address", ["gpu-1", "gpu-1.lan", "10.0.0.7", "fd00::7", "fe80::7%eth0"])
+def test_an_address_to_reach_a_node_at_is_a_name_or_an_address(address: str) -> None:
+    assert own_address(Settings(advertise_address=address)) == address
+
+
+@pytest.mark.parametrize("address", ["gpu..lan", "x" * 64, "tcp://gpu-1", "gpu-1:9000", "gpu 1"])
+def test_an_address_that_no_host_can_have_stops_the_start(address: str) -> None:
+    with pytest.raises(SettingsError, match="LLMOS_ADVERTISE_ADDRESS"):
+        load_settings(advertise_address=address)
 
 
 def test_a_bus_that_cannot_be_found_is_an_error_of_the_network() -> None:
