@@ -2,7 +2,8 @@
 
 States are published as they are now, never an old snapshot, and before the answers: who reads an answer will find the
 state. A row is deleted once the bus has it, unless it was marked again in the meantime. Of several registries on one
-database one publishes at a time: a slow one could put an older state over a newer one.
+database one publishes at a time: a slow one could put an older state over a newer one. Where one does, because its
+turn ended with its connection to the database while it published, the comparison mends it within a minute.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from services.registry.comparison import Comparison
 from services.registry.domain import Artifact
 from services.registry.tables import insert_version, outbox_states, save_artifact
 from shared.bus.memory import MemoryBus
-from shared.contracts.artifacts import ArtifactKind, ArtifactVersionState, Manifest
+from shared.contracts.artifacts import ArtifactAliasesState, ArtifactKind, ArtifactVersionState, Manifest
 from shared.contracts.topics import REGISTRY_STATE
 from shared.db import open_database
 from tests.databases import NewDatabase
@@ -69,6 +69,20 @@ def test_what_a_wiped_topic_lost_is_marked_while_the_registry_runs(engine: Engin
 
         eventually(mended)
         assert woken.is_set()
+    finally:
+        comparison.stop()
+        thread.join()
+
+
+def test_an_older_state_that_was_put_over_a_newer_one_is_marked(engine: Engine, bus: MemoryBus) -> None:
+    older = ArtifactAliasesState(name="base", aliases={}, revision=0)
+    for key, state in {"default/base@1": STATE, "default/base": older, "default/gone@1": STATE}.items():
+        bus.publish(REGISTRY_STATE, key, state).result()
+    comparison = Comparison(engine, bus, lambda: None)
+    thread = threading.Thread(target=comparison.run)
+    thread.start()
+    try:
+        eventually(lambda: marked(engine) == {"default/base", "default/gone@1"})
     finally:
         comparison.stop()
         thread.join()
