@@ -37,11 +37,12 @@ class Seen:
         monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: self.passed_s))
         self.fleet = Fleet()
 
-    def says(self, state: ReplicaState, at: datetime = NOW) -> None:
-        status = status_said(state, "r1").changed(at=at)
+    def says(self, state: ReplicaState, at: datetime | None = None) -> None:
+        status = status_said(state, "r1").changed(at=at or datetime.now(UTC))
         self.fleet.on_replica(Record(DEPLOYMENTS_STATUS, "r1", Position(0, 1), status))
 
-    def beats(self, at: datetime = NOW) -> None:
+    def beats(self, at: datetime | None = None) -> None:
+        at = at or datetime.now(UTC)
         capacity = Capacity(cpus=1, memory_bytes=1)
         beat = NodeHeartbeat(node="n1", role=Role.inference, boot_id="b", capacity=capacity, at=at)
         self.fleet.on_heartbeat(Record(NODES_HEARTBEATS, node_key("n1", Role.inference), Position(0, 1), beat))
@@ -96,7 +97,7 @@ def test_nothing_goes_on_at_a_node_that_does_not_answer(seen: Seen, state: Repli
 
 
 def test_the_words_of_a_machine_that_died_before_the_gateway_started_are_old(seen: Seen) -> None:
-    long_ago = NOW - timedelta(seconds=2 * SILENT_AFTER_S)
+    long_ago = datetime.now(UTC) - timedelta(seconds=2 * SILENT_AFTER_S)
     seen.beats(at=long_ago)
     seen.says(ReplicaState.ready, at=long_ago)
     assert seen.shown().state is ReplicaState.failed
