@@ -8,10 +8,11 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from shared.outage import Outage as Outage
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 SOCKET_TIMEOUT_S = 5.0
 BLOCK_MS = 4000
@@ -31,8 +32,16 @@ def redis_url(url: str) -> str:
     """`url` in the form that redis-py takes. Raises SettingsError."""
     scheme, _, rest = url.partition("://")
     if scheme not in _SCHEMES or not rest:
-        raise SettingsError(f"{url!r} is no address of a Valkey server; use unix:///path or redis://host:port/0")
-    return f"{_SCHEMES[scheme]}://{rest}"
+        raise SettingsError(f"{shown(url)} is no address of a Valkey server; use unix:///path or redis://host:port/0")
+    address = f"{_SCHEMES[scheme]}://{rest}"
+    try:
+        parse_url(address)  # type: ignore[no-untyped-call]
+    except ValueError:  # its words repeat what it took for the port: a password's end, where that holds a /
+        raise SettingsError(
+            f"{shown(url)} is no address of a Valkey server: its port must be a number, its options those of redis-py, "
+            "and signs such as / in its password written as %2F"
+        ) from None
+    return address
 
 
 # The clients never repeat a command on their own: whether it may come twice is for the adapters to know.
@@ -41,16 +50,10 @@ def redis_url(url: str) -> str:
 def client(url: str, **options: Any) -> redis.Redis:
     """A client for threads; connects at the first command. Raises SettingsError."""
     options = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": Retry(NoBackoff(), 0), **options}
-    try:
-        return redis.Redis.from_url(redis_url(url), **options)
-    except ValueError as error:
-        raise SettingsError(f"{url!r} is no address of a Valkey server: {error}") from error
+    return redis.Redis.from_url(redis_url(url), **options)
 
 
 def async_client(url: str, **options: Any) -> redis.asyncio.Redis:
     """A client for asyncio; connects at the first command. Raises SettingsError."""
     options = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": AsyncRetry(NoBackoff(), 0), **options}
-    try:
-        return redis.asyncio.Redis.from_url(redis_url(url), **options)
-    except ValueError as error:
-        raise SettingsError(f"{url!r} is no address of a Valkey server: {error}") from error
+    return redis.asyncio.Redis.from_url(redis_url(url), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.bus.port import Bus, IncompatibleBus
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 
 def connect(url: str, client_id: str) -> Bus:
@@ -22,7 +22,7 @@ def connect(url: str, client_id: str) -> Bus:
 
         return KafkaBus(url, client_id)
     raise SettingsError(
-        f"LLMOS_BUS_URL: {url!r} names no bus; use valkey+unix:///path, valkey://host:port, kafka://host:port "
+        f"LLMOS_BUS_URL: {shown(url)} names no bus; use valkey+unix:///path, valkey://host:port, kafka://host:port "
         "or memory://"
     )
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from shared.db.locks import hold
 from shared.db.postgres import give_time, open_postgres, refusal
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 """What is raised when the database does not answer, or has taken the connection away: it may work again later."""
@@ -30,27 +30,29 @@ def open_database(url: str) -> Engine:
     the lock at its beginning, so that two writers wait for each other instead of failing halfway.
     Raises SettingsError for a URL that names no database, or one whose driver is not installed.
     """
-    if not url.startswith("sqlite"):
-        return _open_server(url)
-    file = make_url(url).database
-    if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, poolclass=QueuePool, connect_args={"check_same_thread": False, "timeout": 30})
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_immediate)
-    return engine
-
-
-def _open_server(url: str) -> Engine:
     try:
         address = make_url(url)
-        if address.get_backend_name() != "postgresql":
-            raise ArgumentError(f"{address.get_backend_name()} is neither")
-        return open_postgres(address)
+        if address.get_backend_name() == "sqlite":
+            return _open_file(address)
+        if address.get_backend_name() == "postgresql":
+            return open_postgres(address)
+        raise ArgumentError(f"{address.get_backend_name()} is neither")
     except ArgumentError as error:  # its message never holds the password
         raise SettingsError(f"LLMOS_DB_URL: sqlite:///file or postgresql+psycopg://… is needed: {error}") from None
     except ImportError as error:
         raise SettingsError(f"LLMOS_DB_URL: its driver is not installed: {error}") from None
+    except ValueError:  # its message does, where a password was taken for the port
+        raise SettingsError(f"LLMOS_DB_URL: the port of {shown(url)} must be a number") from None
+
+
+def _open_file(address: URL) -> Engine:
+    if address.database:
+        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+    options = {"check_same_thread": False, "timeout": 30}
+    engine = create_engine(address, poolclass=QueuePool, hide_parameters=True, connect_args=options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
 
 
 def why(error: Exception) -> str:

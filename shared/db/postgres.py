@@ -43,7 +43,9 @@ REFUSALS = (
 def open_postgres(url: URL) -> Engine:
     """An engine that opens nothing yet. Raises ArgumentError or ImportError where SQLAlchemy cannot use the URL."""
     options = {name: value for name, value in CLIENT.items() if name not in url.query}
-    engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_WAIT_S, connect_args=options)
+    engine = create_engine(
+        url, pool_pre_ping=True, hide_parameters=True, pool_timeout=POOL_WAIT_S, connect_args=options
+    )
     event.listen(engine, "connect", _prepare)
     return engine
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.doorbell.port import Doorbell
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 
 def connect(redis_url: str) -> Doorbell:
@@ -18,6 +18,6 @@ def connect(redis_url: str) -> Doorbell:
 
         return CeleryDoorbell(redis_url)
     raise SettingsError(
-        f"LLMOS_REDIS_URL: {redis_url!r} names no server for doorbells; "
+        f"LLMOS_REDIS_URL: {shown(redis_url)} names no server for doorbells; "
         "use unix:///path, redis://host:port/0 or memory://"
     )

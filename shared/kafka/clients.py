@@ -17,7 +17,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 DEFAULT_PORT = 9092
 REQUEST_TIMEOUT_MS = 5000
@@ -36,7 +36,9 @@ def servers(url: str) -> list[str]:
     scheme, _, rest = url.partition("://")
     found = [_with_port(address) for address in rest.rstrip("/").split(",")]
     if scheme != "kafka" or not all(found):
-        raise SettingsError(f"{url!r} is no address of Kafka; use kafka://host:9092 or kafka://host:9092,other:9092")
+        raise SettingsError(
+            f"{shown(url)} is no address of Kafka; use kafka://host:9092 or kafka://host:9092,other:9092"
+        )
     return found
 
 
@@ -111,4 +113,5 @@ def _with_port(address: str) -> str:
     host, _, port = address.strip().rpartition(":")
     if not host:
         host, port = port, str(DEFAULT_PORT)
-    return f"{host}:{port}" if host and port.isdecimal() and 0 < int(port) < 65536 else ""
+    is_one = host and "@" not in host and port.isdecimal() and 0 < int(port) < 65536
+    return f"{host}:{port}" if is_one else ""

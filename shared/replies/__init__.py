@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.replies.port import Replies
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 
 def connect(url: str) -> Replies:
@@ -18,5 +18,5 @@ def connect(url: str) -> Replies:
 
         return ValkeyReplies(url)
     raise SettingsError(
-        f"LLMOS_REDIS_URL: {url!r} names no server for replies; use unix:///path, redis://host:port/0 or memory://"
+        f"LLMOS_REDIS_URL: {shown(url)} names no server for replies; use unix:///path, redis://host:port/0 or memory://"
     )

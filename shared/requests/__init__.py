@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.requests.port import Requests
-from shared.settings import SettingsError
+from shared.settings import SettingsError, shown
 
 
 def connect(url: str) -> Requests:
@@ -22,7 +22,7 @@ def connect(url: str) -> Requests:
 
         return KafkaRequests(url)
     raise SettingsError(
-        f"LLMOS_REQUESTS_URL: {url!r} names no server for requests; use unix:///path, redis://host:port/0, "
+        f"LLMOS_REQUESTS_URL: {shown(url)} names no server for requests; use unix:///path, redis://host:port/0, "
         "kafka://host:port or memory://"
     )
 

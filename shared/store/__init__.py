@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from shared.settings import Settings, SettingsError
+from shared.settings import Settings, SettingsError, shown
 from shared.store.port import ObjectStore, StoreRefuses
 
 
@@ -31,7 +31,7 @@ def connect(settings: Settings) -> ObjectStore:
             secure=settings.s3_secure,
             public_url=settings.s3_public_url,
         )
-    raise SettingsError(f"LLMOS_STORE_URL: {url!r} is neither file:///folder nor s3://host:port/bucket")
+    raise SettingsError(f"LLMOS_STORE_URL: {shown(url)} is neither file:///folder nor s3://host:port/bucket")
 
 
 def prepare(settings: Settings) -> Sequence[str]:

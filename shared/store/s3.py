@@ -65,7 +65,7 @@ class S3Store:
             self._client = make_client(endpoint, access_key, secret_key, secure=secure, connections=2 * THREADS)
             self._outside = make_signer(public_url, access_key, secret_key) if public_url else None
         except ValueError as error:
-            raise SettingsError(f"LLMOS_STORE_URL: s3://{endpoint}/{bucket} is no store: {error}") from error
+            raise SettingsError(f"LLMOS_STORE_URL: s3://…/{bucket} is no store: {error}") from None
         self._bucket = bucket
         self._ready = False
         self._lock = Lock()
