@@ -1,13 +1,15 @@
 """Promise: pushing and pulling an artifact through staging and cache ÷ the bare `minio` client ≥ 0.9.
 
 Both move the same files to and from the same S3 server in one run, in turns; what is printed is the median of the
-rounds. Ours also hashes every byte, on the way in and on the way out.
+rounds. Ours also hashes every byte, on the way in and on the way out; the last row is against the bare client when it
+does that too, after its download.
 `python -m benchmarks.registry_push_pull [--server minio] [--megabytes 256] [--rounds 5] [--quick]`
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -67,10 +69,19 @@ class Sides:
         for file in self._files:
             self._client.fget_object(BUCKET, f"bare/{number}/{file.name}", str(self._folder / "bare" / file.name))
 
+    def pull_and_hash(self, number: int) -> None:
+        self.pull_bare(number)
+        for file in self._files:
+            with (self._folder / "bare" / file.name).open("rb") as pulled:
+                hashlib.file_digest(pulled, "sha256")
+
     def forget(self, number: int) -> None:
         for prefix in (f"ours/{number}/", f"bare/{number}/"):
             for found in list(self._store.list(prefix)):
                 self._store.delete(found.key)
+        self.forget_pulled()
+
+    def forget_pulled(self) -> None:
         for folder in ("cache", "bare"):
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 
@@ -83,12 +94,14 @@ def seconds(work: Callable[[int], None], number: int) -> float:
 
 def compare(sides: Sides, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """(ours, bare) in seconds, for every round; who begins changes from round to round."""
-    found: dict[str, list[tuple[float, float]]] = {"push": [], "pull": []}
+    found: dict[str, list[tuple[float, float]]] = {"push": [], "pull": [], "pull, both hash": []}
     for number in range(rounds + 1):
         for what, ours, bare in (
             ("push", sides.push_ours, sides.push_bare),
             ("pull", sides.pull_ours, sides.pull_bare),
+            ("pull, both hash", sides.pull_ours, sides.pull_and_hash),
         ):
+            sides.forget_pulled()
             first, second = (ours, bare) if number % 2 else (bare, ours)
             times = {first: seconds(first, number), second: seconds(second, number)}
             if number:  # the first round warms both up
