@@ -54,15 +54,23 @@ class KafkaServer:
     def start(self, timeout_s: float = 60) -> None:
         """Returns when it answers; what it had kept is there again."""
         assert self._folder is not None
+        deadline = time.monotonic() + timeout_s
+        self._process = self._launch()
+        while not self.answers():
+            unformatted = not (self._folder / "data/log/meta.properties").exists()
+            if self._process.poll() is not None and unformatted and time.monotonic() < deadline:
+                # The script draws a random id for the cluster; one that begins with '-' is taken for an option.
+                self._process = self._launch()
+            elif self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Kafka did not start: {(self._folder / 'out').read_text()[-2000:]}")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        assert self._folder is not None
         command = ["bash", str(self._script), str(self._folder / "data"), self.address.rpartition(":")[2]]
         with (self._folder / "out").open("ab") as out:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command, env={**os.environ, "KAFKA_EXTRA": EXTRA}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
-        deadline = time.monotonic() + timeout_s
-        while not self.answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Kafka did not start: {(self._folder / 'out').read_text()[-2000:]}")
 
     def kill(self) -> None:
         """kill -9. The script has become the broker, so there is nothing else to kill."""
