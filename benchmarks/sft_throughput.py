@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from services.trainer.recipes.environment import cpu_count, prepare_environment
 
@@ -43,6 +43,7 @@ from services.trainer.recipes import sft  # noqa: E402
 from services.trainer.recipes.api import RecipeContext  # noqa: E402
 from services.trainer.recipes.chat_data import samples  # noqa: E402
 from services.trainer.recipes.chat_rendering import CHATML, Renderer  # noqa: E402
+from services.trainer.recipes.crew import Crew  # noqa: E402
 from services.trainer.recipes.model_precision import precision_for  # noqa: E402
 from services.trainer.recipes.precision import ChosenPrecision  # noqa: E402
 from services.trainer.recipes.tokenizer import train_tokenizer  # noqa: E402
@@ -58,7 +59,7 @@ WORDS = ["queue", "job", "artifact", "replica", "token", "batch", "scheduler", "
 class Clock:
     """Tokens after each step, and when. It is the recipe's reporter, too."""
 
-    now: ClassVar[Callable[[], float]] = time.perf_counter
+    now = staticmethod(time.perf_counter)
     marks: list[tuple[float, int]] = field(default_factory=list)
 
     def mark(self, tokens: int) -> None:
@@ -75,6 +76,8 @@ class Clock:
         self.mark(tokens)
 
     def checkpoint(self, step: int, folder: Path, metrics: Mapping[str, float] | None = None) -> None: ...
+
+    def await_upload(self) -> None: ...
 
     def log(self, line: str) -> None: ...
 
@@ -204,7 +207,7 @@ def main() -> None:
         model = options.model or small_model(root / "model")
         # Rows enough for every step of the packed side, so that no side sees an epoch's short last batch more often.
         data = write_chats(root / "data", 8 * options.batch * options.steps)
-        chosen = precision_for(options.precision, AutoConfig.from_pretrained(model).hidden_size)
+        chosen = precision_for(options.precision, AutoConfig.from_pretrained(model).hidden_size, Crew())
         print(f"computing in {chosen.reason}; {cpu_count()} cores; batch {options.batch}")
         common = (options.steps, options.batch)
         sides: dict[str, Callable[[Path], float]] = {
