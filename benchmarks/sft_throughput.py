@@ -1,6 +1,6 @@
 """The `sft` recipe ÷ a plain `transformers.Trainer`: real tokens/s on the same model, data, precision and batch.
 
-    python -m benchmarks.sft_throughput [--model FOLDER] [--rounds 3] [--steps 12] [--batch 4] [--precision auto]
+    python -m benchmarks.sft_throughput [--model FOLDER] [--rounds 3] [--steps 32] [--batch 4] [--precision auto]
                                             [--clock wall]
 
 Three sides take turns for some rounds: the plain trainer on padded batches, the recipe without packing, and the recipe
@@ -171,7 +171,7 @@ def recipe(model: Path, data: Path, workdir: Path, wanted: str, steps: int, batc
     clock = Clock()
     params = {
         "base_model": str(model),
-        "max_steps": steps,
+        "max_steps": None if packing else steps,
         "batch_size": batch,
         "learning_rate": 1e-4,
         "max_length": MAX_LENGTH,
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model folder; by default a small one is made")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument(
@@ -205,8 +205,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         model = options.model or small_model(root / "model")
-        # Rows enough for every step of the packed side, so that no side sees an epoch's short last batch more often.
-        data = write_chats(root / "data", 8 * options.batch * options.steps)
+        # One epoch for every side: of a part of it, one that sorts by length would see other samples than the rest.
+        data = write_chats(root / "data", options.batch * options.steps)
         chosen = precision_for(options.precision, AutoConfig.from_pretrained(model).hidden_size, Crew())
         print(f"computing in {chosen.reason}; {cpu_count()} cores; batch {options.batch}")
         common = (options.steps, options.batch)
