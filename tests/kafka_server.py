@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from kafka.errors import KafkaError
 from shared.bus.kafka.topics import create_topics
 from shared.kafka.clients import admin, consumer, producer
 from tests import beside
+from tests.ports import free_ports_in_a_row
 
 HOW_TO_GET_ONE = (
     "no Kafka: put its start script at servers/kafka/kafka.sh beside the project (with Java 17), or name a broker that "
@@ -147,22 +146,9 @@ def mortal_kafka() -> Iterator[KafkaServer]:
         server.end()
 
 
-def _free_pair() -> int:
-    """A port that is free, as is the next one, which the broker takes as well. Both below those that connections get:
-    while a killed broker is away, a client that tries to reach it must not be given its port."""
-    for port in random.sample(range(20_000, 32_000, 2), 1000):
-        with ExitStack() as stack:
-            try:
-                for number in (port, port + 1):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no two ports are free between 20000 and 32000")
-
-
 def _own() -> KafkaServer:
     script = beside.script("kafka/kafka.sh")
     if script is None or shutil.which("java") is None:
         beside.go_without(HOW_TO_GET_ONE)
-    return KafkaServer(f"127.0.0.1:{_free_pair()}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))
+    # The broker also takes the port after its own.
+    return KafkaServer(f"127.0.0.1:{free_ports_in_a_row(2)}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], timeout_s: float = 10, what: str = "") -> T:
+def eventually(condition: Callable[[], T | None], timeout_s: float = 10, what: str = "") -> T:
     """The first truthy value of `condition`. Fails with what was awaited when none comes in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -20,7 +20,7 @@ def eventually(condition: Callable[[], T], timeout_s: float = 10, what: str = ""
     return value
 
 
-async def aeventually(condition: Callable[[], T], timeout_s: float = 10, what: str = "") -> T:
+async def aeventually(condition: Callable[[], T | None], timeout_s: float = 10, what: str = "") -> T:
     """As `eventually`, while the event loop goes on."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -16,26 +16,28 @@ from typing import Any
 import pytest
 
 from llmos.client import LLMOS
-from tests.ports import free_port
+from tests.ports import free_port, free_ports_in_a_row
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "llmos-test"
+TWICE = ("gateway", "scheduler", "trainer", "inference")
 SERVICES = ("gateway", "scheduler", "registry", "trainer", "inference")
+KEY = "sk-llmos-change-me"
 UP_S = 1800
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 
 class Cluster:
-    """Two trainers, two inference nodes, two schedulers, and one of the rest, on ports of their own."""
+    """Two gateways, schedulers, trainers and inference nodes, and one of the rest, on ports of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        first = free_ports_in_a_row(2)
         self._env = {
             **os.environ,
             "COMPOSE_PROJECT_NAME": PROJECT,
-            "GATEWAY_PORTS": str(self.port),
+            "GATEWAY_PORTS": f"{first}-{first + 1}",
             "MINIO_CONSOLE_PORT": str(free_port()),
             "LLMOS_HEARTBEAT_TIMEOUT_S": "15",
         }
@@ -56,8 +58,12 @@ class Cluster:
         return done.stdout
 
     def up(self) -> None:
-        scale = ["--scale", "trainer=2", "--scale", "inference=2", "--scale", "scheduler=2"]
+        scale = [word for service in TWICE for word in ("--scale", f"{service}=2")]
         self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", "600", *scale, timeout_s=UP_S)
+
+    def gateway(self, index: int = 1) -> str:
+        """The address of one of the gateways."""
+        return "http://" + self.compose("port", "--index", str(index), "gateway", "8000").strip()
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--timeout", "20")
@@ -68,7 +74,7 @@ class Cluster:
         done = subprocess.run(
             [sys.executable, "-m", "llmos", *words],
             cwd=self.folder,
-            env={**environment, "LLMOS_URL": f"http://127.0.0.1:{self.port}"},
+            env={**environment, "LLMOS_URL": self.gateway()},
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -104,7 +110,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Iterator[LLMOS]:
-    with LLMOS(f"http://127.0.0.1:{cluster.port}", "sk-llmos-change-me") as client:
+    with LLMOS(cluster.gateway(), KEY) as client:
         yield client
 
 
@@ -124,9 +130,18 @@ def test_a_job_whose_trainer_vanishes_goes_on_at_the_other(cluster: Cluster, cli
     assert len(client.artifact_versions("survivor")["data"]) == 1
 
 
+def test_any_gateway_answers_for_what_another_took(cluster: Cluster, client: LLMOS) -> None:
+    job = client.submit_job("probe", output="seen-by-both")
+    with LLMOS(cluster.gateway(2), KEY) as other:
+        assert other.get_job(job["id"])["status"] in {"queued", "running", "succeeded"}
+        eventually(lambda: other.get_job(job["id"])["status"] == "succeeded", 120)
+        assert client.get_job(job["id"])["status"] == "succeeded"
+
+
 def test_a_model_is_answered_for_after_one_of_its_nodes_vanished(cluster: Cluster, client: LLMOS) -> None:
-    client.deploy("demo-pretrained@1", name="pair", replicas=2)
-    eventually(lambda: client.get_deployment("pair")["status"] == "ready", 300)
+    client.deploy("demo-pretrained@1", name="trio", replicas=3)
+    deployed = eventually(lambda: ready if (ready := client.get_deployment("trio"))["status"] == "ready" else None, 600)
+    assert len({replica["node"] for replica in deployed["replica_statuses"]}) == 2
     _ask(client)
     cluster.kill("inference")
     for _ in range(5):
@@ -139,11 +154,19 @@ def test_a_standby_takes_over_when_the_leader_vanishes(cluster: Cluster, client:
     eventually(lambda: client.get_job(job["id"])["status"] == "succeeded", 120)
 
 
+def test_the_other_gateway_answers_when_one_vanishes(cluster: Cluster) -> None:
+    second = cluster.gateway(2)
+    cluster.kill("gateway", 1)
+    with LLMOS(second, KEY) as client:
+        job = client.submit_job("probe", output="past-the-other-gateway")
+        eventually(lambda: client.get_job(job["id"])["status"] == "succeeded", 120)
+
+
 def _with_checkpoint(job: dict[str, Any]) -> dict[str, Any] | None:
     return job if job["status"] == "running" and job.get("checkpoints") else None
 
 
 def _ask(client: LLMOS) -> None:
     with client.openai() as api:
-        answer = api.completions.create(model="pair", prompt="The with statement", max_tokens=4)
+        answer = api.completions.create(model="trio", prompt="The with statement", max_tokens=4)
     assert answer.choices[0].text
