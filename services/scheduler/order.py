@@ -32,8 +32,8 @@ class Line(NamedTuple):
 def line_of(job: Job) -> Line:
     """Jobs of one line fit or do not fit alike."""
     wants = job.spec.resources
-    shape = f"{wants_device(job):d}/{wants.devices}/{wants.cpus!r}/{wants.memory_bytes}/{wants.nodes}"
-    return Line(job.tenant, job.spec.priority, shape)
+    asked = wants.devices, repr(wants.cpus), wants.memory_bytes, wants.nodes, wants.ranks_per_node
+    return Line(job.tenant, job.spec.priority, "/".join(map(str, (int(wants_device(job)), *asked))))
 
 
 def wants_device(job: Job) -> bool:

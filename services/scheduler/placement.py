@@ -6,6 +6,7 @@ stretch, so a deployment does not keep a laptop from training. `slots` bounds th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Use:
-    """What one attempt's rank or one replica holds on a node."""
+    """What one attempt or one replica holds on a node."""
 
     node: str
     role: Role
@@ -36,14 +37,23 @@ class Use:
     devices: Sequence[int] = ()
 
 
+def uses_of(wants: Resources, places: Iterable[Place]) -> list[Use]:
+    """What an attempt holds: on each node once, however many of its ranks are there."""
+    devices: defaultdict[str, list[int]] = defaultdict(list)
+    for place in places:
+        devices[place.node] += place.devices
+    return [Use(node, Role.trainer, wants.cpus, wants.memory_bytes, held) for node, held in devices.items()]
+
+
 @dataclass(frozen=True)
 class Need:
-    """What is asked of each of `nodes` nodes."""
+    """What is asked of each of `nodes` nodes. Its `ranks` there share the devices evenly."""
 
     cpus: float = 1
     memory_bytes: int = 0
     devices: int = 0
     nodes: int = 1
+    ranks: int = 1
 
 
 @dataclass
@@ -101,11 +111,15 @@ class Rooms:
         return not any(room.slots > 0 or room.devices for room in self.rooms)
 
     def need(self, resources: Resources, wants_device: bool) -> Need:
-        """`devices=None`: one where any node has devices and the work can use it, else none."""
-        devices = resources.devices
-        if devices is None:
-            devices = 1 if wants_device and self.any_devices else 0
-        return Need(resources.cpus, resources.memory_bytes, devices, resources.nodes)
+        """Where nobody said how many devices: some only where any node has them and the work can use them.
+
+        A replica is one rank, whatever its devices: its engine shares them out.
+        """
+        devices = resources.devices_where_there_are_any()
+        if resources.devices is None and not (wants_device and self.any_devices):
+            devices = 0
+        ranks = resources.ranks_with(devices) if self.role is Role.trainer else 1
+        return Need(resources.cpus, resources.memory_bytes, devices, resources.nodes, ranks)
 
     def find(
         self,
@@ -115,7 +129,7 @@ class Rooms:
         never: Collection[str] = (),
         largest_first: bool = False,
     ) -> list[Place] | None:
-        """A place per rank, on nodes of their own, or None: all or nothing.
+        """A place per rank, on as many nodes as are needed, or None: all or nothing.
 
         `prefer` names nodes that have its files at hand, `avoid` such as did not take it up the last time, `never` such
         as cannot run it.
@@ -127,7 +141,8 @@ class Rooms:
         fitting.sort(key=lambda room: (room.node in avoid, room.node not in prefer, room.uses, room.node))
         if largest_first:
             fitting.sort(key=lambda room: _size(room.capacity), reverse=True)
-        return [self._take(room, need, rank) for rank, room in enumerate(fitting[: need.nodes])]
+        taken = enumerate(fitting[: need.nodes])
+        return [place for number, room in taken for place in _take(room, need, number * need.ranks)]
 
     def hold_back(self, need: Need) -> None:
         """Keep nodes that could take this need for it: nothing else starts there until it does."""
@@ -157,10 +172,15 @@ class Rooms:
             return f"needs {need.memory_bytes / GIB:.1f} GiB of memory; the largest node has {memory / GIB:.1f}"
         return "no node has the CPUs, the memory and the devices that it needs together"
 
-    def _take(self, room: Room, need: Need, rank: int) -> Place:
-        devices = room.devices[: need.devices]
-        room.take(need.cpus, need.memory_bytes, devices)
-        return Place(node=room.node, rank=rank, devices=devices)
+
+def _take(room: Room, need: Need, first_rank: int) -> list[Place]:
+    """The places of the node's ranks, with a device each where they have any."""
+    devices, each = room.devices[: need.devices], need.devices // need.ranks
+    room.take(need.cpus, need.memory_bytes, devices)
+    return [
+        Place(node=room.node, rank=first_rank + number, devices=devices[number * each : (number + 1) * each])
+        for number in range(need.ranks)
+    ]
 
 
 def _empty(node: Node) -> Room:

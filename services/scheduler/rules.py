@@ -305,4 +305,4 @@ def _output_of(job: Job, publication: str | None) -> str | None:
 
 
 def _nodes(attempt: AttemptState) -> str:
-    return ", ".join(place.node for place in attempt.places)
+    return ", ".join(dict.fromkeys(place.node for place in attempt.places))

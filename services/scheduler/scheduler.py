@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -18,10 +18,10 @@ from services.scheduler.inputs import AnswerOverdue, BackoffOver, Dispatch, Wait
 from services.scheduler.ledger import Ledger
 from services.scheduler.liveness import Liveness
 from services.scheduler.order import HOLD_BACK_S, Line, Waiting, next_in_turn, waited_s, wants_device
-from services.scheduler.placement import Need, Rooms, Use
+from services.scheduler.placement import Need, Rooms, Use, uses_of
 from services.scheduler.truth import Work
 from shared.contracts.jobs import JobPurged, JobStatus, Place
-from shared.contracts.nodes import Role
+from shared.contracts.nodes import Role, RunRef
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, JOBS_STATE
 from shared.settings import Settings
 
@@ -192,16 +192,23 @@ class Scheduler:
 
     def _rooms(self, role: Role, work: Work, active: list[Job]) -> Rooms:
         """What is free: what the nodes have, less what the truth has placed and what is only just leaving."""
-        uses = [_use(job, place) for job in active for place in job.places]
+        uses = [use for job in active for use in uses_of(job.spec.resources, job.places)]
         uses += [use for deployment in work.deployments() for use in deployment.uses()]
-        leftovers = self._liveness.leftovers(active)
-        jobs = work.jobs({run.job_id for _, run in leftovers})
-        for node, run in leftovers:
-            attempts = jobs[run.job_id].attempts if run.job_id in jobs else []
-            places = [place for each in attempts if each.attempt == run.attempt for place in each.places]
-            seat = next((place for place in places if place.rank == run.rank), Place(node=node))
-            uses.append(_use(jobs[run.job_id], seat) if run.job_id in jobs else Use(node, Role.trainer, 0, 0))
+        uses += self._left_over(work, active)
         return Rooms.of(role, self._liveness.nodes(), uses)
+
+    def _left_over(self, work: Work, active: list[Job]) -> list[Use]:
+        """What runs still hold whose attempts are over. One of an unknown job takes a slot and no more."""
+        runs = self._liveness.leftovers(active)
+        jobs = work.jobs({run.job_id for _, run in runs})
+        unknown = [Use(node, Role.trainer, 0, 0) for node, run in runs if run.job_id not in jobs]
+        held: defaultdict[tuple[str, int], list[Place]] = defaultdict(list)
+        for node, run in runs:
+            if run.job_id in jobs:
+                held[run.job_id, run.attempt].append(_seat(jobs[run.job_id], node, run))
+        return unknown + [
+            use for (job_id, _), seats in held.items() for use in uses_of(jobs[job_id].spec.resources, seats)
+        ]
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -213,9 +220,10 @@ class Scheduler:
         )
 
 
-def _use(job: Job, place: Place) -> Use:
-    wants = job.spec.resources
-    return Use(place.node, Role.trainer, wants.cpus, wants.memory_bytes, place.devices)
+def _seat(job: Job, node: str, run: RunRef) -> Place:
+    """Where the run sits, as its attempt was placed."""
+    places = [place for each in job.attempts if each.attempt == run.attempt for place in each.places]
+    return next((place for place in places if place.rank == run.rank), Place(node=node))
 
 
 def _in_order(work: Work, line: Line) -> Iterator[Job]:

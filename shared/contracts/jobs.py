@@ -47,12 +47,23 @@ class Wish(StrEnum):
 
 
 class Resources(Value):
-    """What one node of the job needs. `devices=None`: one accelerator where the node has any, else none."""
+    """What one node of the job needs, for all its ranks together. `devices=None`: one accelerator for each of its ranks
+    where the nodes have any, else none."""
 
     cpus: float = Field(default=1, gt=0)
     memory_bytes: int = Field(default=0, ge=0)
     devices: int | None = Field(default=None, ge=0)
     nodes: int = Field(default=1, ge=1)
+    ranks_per_node: int | None = Field(default=None, ge=1, le=64)
+    """Processes on each node. With devices there is one for each of them; without, one, or as many as this says."""
+
+    def devices_where_there_are_any(self) -> int:
+        """How many devices of its own the job takes on a node."""
+        return self.devices if self.devices is not None else self.ranks_per_node or 1
+
+    def ranks_with(self, devices: int) -> int:
+        """How many ranks a node runs that gives the job so many devices: one for each, as torchrun has it."""
+        return devices or self.ranks_per_node or 1
 
 
 class JobSpec(Value):
@@ -212,7 +223,8 @@ class LogLines(RunMessage):
 
 
 class Place(Value):
-    """One rank's seat: a node and the devices on it (indices for CUDA_VISIBLE_DEVICES)."""
+    """One rank's seat: a node and the rank's own devices on it (indices for CUDA_VISIBLE_DEVICES). The ranks of a node
+    follow each other."""
 
     node: str
     rank: int = 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.scheduler.placement import GIB, Need, Node, Rooms, Use
-from shared.contracts.jobs import Resources
+from services.scheduler.placement import GIB, Need, Node, Rooms, Use, uses_of
+from shared.contracts.jobs import Place, Resources
 from shared.contracts.nodes import Capacity, Device, Role
 
 
@@ -79,6 +79,46 @@ def test_a_gang_gets_nodes_of_its_own_all_or_none() -> None:
     places = rooms.find(Need(nodes=2))
     assert places
     assert [(place.node, place.rank) for place in places] == [("a", 0), ("b", 1)]
+
+
+def gang(rooms: Rooms, **resources: int) -> list[tuple[str, int, list[int]]] | None:
+    """The places of a training job, as (node, rank, devices)."""
+    places = rooms.find(rooms.need(Resources(**resources), wants_device=True))
+    return places and [(place.node, place.rank, place.devices) for place in places]
+
+
+def test_a_gang_has_one_rank_for_every_device_of_every_node() -> None:
+    nodes = a_node("a", devices=3), a_node("b", devices=2)
+    assert gang(trainers(*nodes), nodes=2, devices=2) == [("a", 0, [0]), ("a", 1, [1]), ("b", 2, [0]), ("b", 3, [1])]
+    assert gang(trainers(*nodes), nodes=2, devices=3) is None
+    assert gang(trainers(*nodes, uses=[use("b", devices=(1,))]), nodes=2, devices=2) is None
+    assert gang(trainers(*nodes), devices=3) == [("a", 0, [0]), ("a", 1, [1]), ("a", 2, [2])]
+
+
+def test_without_devices_a_node_runs_as_many_ranks_as_are_asked_for_and_they_are_one_attempt() -> None:
+    rooms = trainers(a_node("a", cpus=1, slots=1), a_node("b", cpus=1, slots=1))
+    assert gang(rooms, nodes=2, ranks_per_node=2) == [("a", 0, []), ("a", 1, []), ("b", 2, []), ("b", 3, [])]
+    assert rooms.full
+
+
+def test_ranks_take_a_device_each_where_there_are_any() -> None:
+    assert gang(trainers(a_node(devices=4)), ranks_per_node=2) == [("n1", 0, [0]), ("n1", 1, [1])]
+    assert gang(trainers(a_node(devices=4)), ranks_per_node=2, devices=0) == [("n1", 0, []), ("n1", 1, [])]
+
+
+def test_a_replica_is_one_whatever_its_devices() -> None:
+    rooms = Rooms.of(Role.inference, [a_node(devices=4, role=Role.inference)], [])
+    places = rooms.find(rooms.need(Resources(devices=4), wants_device=True))
+    assert places
+    assert [place.devices for place in places] == [[0, 1, 2, 3]]
+
+
+def test_an_attempt_holds_its_processors_and_memory_once_a_node_however_many_its_ranks() -> None:
+    places = [Place(node="a", rank=0, devices=[2]), Place(node="a", rank=1, devices=[3]), Place(node="b", rank=2)]
+    assert uses_of(Resources(cpus=3, memory_bytes=5), places) == [
+        Use("a", Role.trainer, 3, 5, [2, 3]),
+        Use("b", Role.trainer, 3, 5, []),
+    ]
 
 
 def test_the_least_loaded_node_is_taken() -> None:
