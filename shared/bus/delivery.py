@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.bus.port import BrokenRecord, Handle, Poison, Position, Record
+from shared.bus.port import BrokenRecord, Handle, Poison, Position, Record, Subscription
 
 # The whole vocabulary is registered before anything is decoded: a type that nobody has imported would pass for unknown.
 from shared.contracts import artifacts as _artifacts  # noqa: F401
@@ -54,12 +54,18 @@ class Pause:
 
 
 class Worker:
-    """A thread that runs `body` until its event is set; `wake` ends what it waits for. The Subscription of adapters."""
+    """A thread that runs `body` until `stopping` is set; `wake` ends what it waits for: a Subscription."""
 
-    def __init__(self, name: str, body: Callable[[threading.Event], None], wake: Callable[[], None]) -> None:
-        self.stopping = threading.Event()
+    def __init__(
+        self,
+        name: str,
+        body: Callable[[], None],
+        stopping: threading.Event,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stopping = stopping
         self._wake = wake
-        self._thread = threading.Thread(target=body, args=(self.stopping,), name=name, daemon=True)
+        self._thread = threading.Thread(target=body, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -72,6 +78,32 @@ class Worker:
         while self._thread.is_alive():
             self._wake()  # again, since it may just have begun to wait
             self._thread.join(WAKE_EVERY_S)
+
+
+class Startable(Subscription, Protocol):
+    """A subscription as its bus holds it."""
+
+    stopping: threading.Event
+
+    def start(self) -> None: ...
+
+
+class Subscriptions:
+    """Those of a bus that are open."""
+
+    def __init__(self) -> None:
+        self._open: list[Startable] = []
+
+    def start(self, one: Startable) -> Subscription:
+        self._open = [other for other in self._open if not other.stopping.is_set()] + [one]
+        one.start()
+        return one
+
+    def close(self) -> None:
+        for one in self._open:
+            one.stopping.set()  # all at once: each takes a moment
+        for one in self._open:
+            one.close()
 
 
 class Deeds(Protocol):
@@ -182,33 +214,3 @@ class GroupDelivery:
             broken = BrokenRecord(self._topic, raw.key, raw.position, raw.raw or b"", str(error), error.envelope)
             self._on_broken(broken)
         self._deeds.bury(raw, str(error))
-
-
-class Showing:
-    """Shows the records of a compacted topic to a follower, each until it was taken."""
-
-    def __init__(self, topic: Topic, on: Callable[[Record], None], stopping: threading.Event) -> None:
-        self._topic = topic
-        self._on = on
-        self._stopping = stopping
-
-    def show(self, raw: RawRecord) -> None:
-        """Returns when `on` has taken it, when it does not decode (logged), or when the follower stops."""
-        try:
-            message = None if raw.raw is None else decode(raw.raw)
-        except DecodeError as error:
-            log.error("%s: key %s at %s is skipped: %s", self._topic.name, raw.key, raw.position, error)
-            return
-        record = Record(self._topic, raw.key, raw.position, message)
-        self.insist(f"key {raw.key}", lambda: self._on(record))
-
-    def insist(self, what: str, deed: Callable[[], None]) -> None:
-        """Do it until it does not fail, or the follower stops."""
-        pause = Pause(self._stopping)
-        while not self._stopping.is_set():
-            try:
-                deed()
-                return
-            except Exception:
-                log.exception("%s: %s could not be taken, and is shown again", self._topic.name, what)
-                pause.wait()

@@ -10,17 +10,17 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from shared.bus.delivery import GroupDelivery, RawRecord, Showing, Worker
+from shared.bus.delivery import GroupDelivery, RawRecord, Subscriptions, Worker
 from shared.bus.port import (
     WIPE_PATIENCE_S,
     BrokenRecord,
     BusUnavailable,
     Handle,
-    IncompatibleBus,
     Position,
     Record,
     Subscription,
 )
+from shared.bus.table import Table
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 
@@ -112,7 +112,7 @@ class MemoryBus:
     def __init__(self, server: MemoryServer | None = None) -> None:
         self.server = server or MemoryServer()
         self.away = False
-        self._workers: list[Worker] = []
+        self._subscriptions = Subscriptions()
         self._closed = False
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
@@ -132,16 +132,17 @@ class MemoryBus:
         on_broken: Callable[[BrokenRecord], None] | None = None,
         max_batch: int = 256,
     ) -> Subscription:
-        def consume(stopping: threading.Event) -> None:
-            delivery = GroupDelivery(topic, group, handle, on_broken, deeds, stopping)
+        def consume() -> None:
             log = self.server.logs[topic.name]
             with self.server.reading(topic.name, group, stopping):
                 while batch := self.server.read(topic.name, log.groups.get(group, 0), max_batch, stopping):
                     if delivery.deliver(batch):
                         deeds.acknowledge(batch)
 
+        stopping = threading.Event()
         deeds = _Deeds(self.server, topic, group)
-        return self._start(f"bus:{topic.name}:{group}", consume)
+        delivery = GroupDelivery(topic, group, handle, on_broken, deeds, stopping)
+        return self._start(f"bus:{topic.name}:{group}", consume, stopping)
 
     def follow(
         self,
@@ -151,22 +152,19 @@ class MemoryBus:
         *,
         patience_s: float = WIPE_PATIENCE_S,  # nothing wipes this one
     ) -> Subscription:
-        if not topic.compacted:
-            raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")
-
-        def consume(stopping: threading.Event) -> None:
-            showing = Showing(topic, on, stopping)
+        def consume() -> None:
             records, position = self.server.latest(topic)
             for record in records:
-                showing.show(record)
-            if caught_up and not stopping.is_set():
-                showing.insist("caught_up", caught_up)
+                table.show(record)
+            table.all_shown(Position(0, position))
             while batch := self.server.read(topic.name, position, 256, stopping):
                 for record in batch:
-                    showing.show(record)
+                    table.show(record)
                 position += len(batch)
 
-        return self._start(f"bus:{topic.name}", consume)
+        stopping = threading.Event()
+        table = Table(topic, on, caught_up, patience_s, stopping)
+        return self._start(f"bus:{topic.name}", consume, stopping)
 
     def dlq_depth(self, topic: Topic) -> int:
         return len(self.server.logs[topic.dlq.name].records)
@@ -182,14 +180,10 @@ class MemoryBus:
 
     def close(self) -> None:
         self._closed = True
-        for worker in self._workers:
-            worker.close()
+        self._subscriptions.close()
 
-    def _start(self, name: str, body: Callable[[threading.Event], None]) -> Worker:
-        worker = Worker(name, body, wake=self.server.wake)
-        self._workers.append(worker)
-        worker.start()
-        return worker
+    def _start(self, name: str, body: Callable[[], None], stopping: threading.Event) -> Subscription:
+        return self._subscriptions.start(Worker(name, body, stopping, wake=self.server.wake))
 
 
 _servers: dict[str, MemoryServer] = defaultdict(MemoryServer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -237,6 +239,16 @@ def test_a_handler_may_publish_and_may_close_its_own_subscription(bus: Bus, even
     bus.subscribe(commands, "g", answers)
     put(bus, events, "a")
     eventually(lambda: answers.names == ["a"])
+
+
+def test_a_bus_holds_on_to_no_subscription_that_was_closed(bus: Bus, events: Topic, table: Topic) -> None:
+    closed = [bus.subscribe(events, "g", Seen()), bus.follow(table, Seen().one)]
+    for subscription in closed:
+        subscription.close()
+    left = [weakref.ref(subscription) for subscription in closed]
+    bus.subscribe(events, "g", Seen())
+    del closed, subscription
+    eventually(lambda: gc.collect() >= 0 and not any(one() for one in left))
 
 
 def test_poison_goes_to_the_dlq_and_the_rest_goes_on(bus: Bus, events: Topic) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from shared.bus.delivery import Subscriptions
 from shared.bus.kafka.cluster import Cluster
 from shared.bus.kafka.follower import Follower
 from shared.bus.kafka.group import GroupReader
 from shared.bus.kafka.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Publisher
-from shared.bus.kafka.reading import Reader
 from shared.bus.port import (
     WIPE_PATIENCE_S,
     BrokenRecord,
     Handle,
-    IncompatibleBus,
     Position,
     Record,
     Subscription,
@@ -45,7 +44,7 @@ class KafkaBus:
         self._client_id = client_id
         self._cluster = Cluster(url, f"{client_id}:ask")
         self._publisher = Publisher(url, client_id, timeout_s=delivery_timeout_s, max_in_flight=max_in_flight)
-        self._readers: list[Reader] = []
+        self._subscriptions = Subscriptions()
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
         return self._publisher.publish(topic, key, None if message is None else message.encode())
@@ -62,7 +61,7 @@ class KafkaBus:
         reader = GroupReader(
             self._url, self._client_id, topic, group, handle, on_broken, max_batch, self._cluster, self._publisher
         )
-        return self._start(reader)
+        return self._subscriptions.start(reader)
 
     def follow(
         self,
@@ -72,9 +71,9 @@ class KafkaBus:
         *,
         patience_s: float = WIPE_PATIENCE_S,
     ) -> Subscription:
-        if not topic.compacted:
-            raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")
-        return self._start(Follower(self._url, self._client_id, topic, on, caught_up, patience_s, self._cluster))
+        return self._subscriptions.start(
+            Follower(self._url, self._client_id, topic, on, caught_up, patience_s, self._cluster)
+        )
 
     def dlq_depth(self, topic: Topic) -> int:
         return sum(end - begin for begin, end in self._cluster.bounds(topic.dlq).values())
@@ -86,14 +85,6 @@ class KafkaBus:
         self._cluster.ping(self._topics)
 
     def close(self) -> None:
-        for reader in self._readers:
-            reader.stopping.set()  # all at once: each takes a moment to leave its group
-        for reader in self._readers:
-            reader.close()
+        self._subscriptions.close()
         self._publisher.close()
         self._cluster.close()
-
-    def _start(self, reader: Reader) -> Reader:
-        self._readers = [one for one in self._readers if not one.stopping.is_set()] + [reader]
-        reader.start()
-        return reader

@@ -10,11 +10,12 @@ from uuid import UUID
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 
-from shared.bus.delivery import RawRecord, Showing
+from shared.bus.delivery import RawRecord
 from shared.bus.kafka.cluster import Cluster
 from shared.bus.kafka.reading import Reader, from_kafka
 from shared.bus.kafka.topics import TOMBSTONES_KEPT
 from shared.bus.port import Position, Record
+from shared.bus.table import Table
 from shared.contracts.topics import Topic
 from shared.kafka.clients import consumer
 
@@ -23,7 +24,6 @@ log = logging.getLogger("llmos.bus")
 TABLE_WAIT_MS = 10
 """While the table is read, a read that finds nothing may hold up the one of the next partition."""
 LOAD_PATIENCE_S = 15.0
-NEVER = Position(0, -1)
 
 Bounds = dict[int, tuple[int, int]]
 
@@ -44,13 +44,7 @@ class Follower(Reader):
         super().__init__(f"{client_id}:{topic.name}", topic, cluster)
         self._url = url
         self._client_id = client_id
-        self._showing = Showing(topic, on, self.stopping)
-        self._caught_up = caught_up
-        self._patience_s = patience_s
-        self._give_up_at: float | None = None
-        """When keys that a wiped table has lost are given up."""
-        self._shown: dict[str, Position] = {}
-        """Each key's last record. NEVER: not shown since the table is read anew."""
+        self._table = Table(topic, on, caught_up, patience_s, self.stopping)
         self._identity: UUID | None = None
         self._next: dict[int, int] = {}
         """By partition the offset after the last record shown."""
@@ -80,11 +74,11 @@ class Follower(Reader):
         while not self.stopping.is_set() and self.is_same(identity):
             for partition, records in self.poll(client).items():
                 for record in records:
-                    self._show(from_kafka(record))
+                    self._table.show(from_kafka(record))
                     if self.stopping.is_set():
                         return
                     self._next[partition.partition] = record.offset + 1
-            self._give_up_lost_keys()
+            self._table.give_up_lost_keys(self._end())
 
     def _catch_up(self, identity: UUID) -> None:
         """Read the table at first, where changes or tombstones may have been missed, and where it was wiped."""
@@ -95,27 +89,23 @@ class Follower(Reader):
         missed = any(begin > self._next.get(partition, -1) for partition, (begin, _) in bounds.items())
         away = time.monotonic() - self._seen_at > TOMBSTONES_KEPT.total_seconds() / 2
         if wiped or missed or away:
-            self._read_table(bounds, self._patience_s if wiped else 0.0)
+            self._read_table(bounds, wiped=wiped)
             self._identity = identity
         self._seen_at = time.monotonic()
 
-    def _read_table(self, bounds: Bounds, patience_s: float) -> None:
+    def _read_table(self, bounds: Bounds, *, wiped: bool) -> None:
         """Show the table as it is now, and go on with the changes from there. What it no longer has is gone."""
-        self._shown = dict.fromkeys(self._shown, NEVER)  # in a log that was made anew positions may begin below
+        self._table.begin_anew()
         # `_next` stays until the table is read: a try that fails halfway must not forget that there was one before.
         with consumer(self._url, self._client_id, fetch_max_wait_ms=TABLE_WAIT_MS) as client:
             for partition, (begin, end) in bounds.items():
                 for record in self._latest(client, partition, begin, end):
-                    if record.raw is not None or record.key in self._shown:
-                        self._show(record)
+                    if record.raw is not None or record.key in self._table:
+                        self._table.show(record)
                 if self.stopping.is_set():
                     return
         self._next = {partition: end for partition, (_, end) in bounds.items()}
-        self._give_up_at = time.monotonic() + patience_s
-        self._give_up_lost_keys()
-        if self._caught_up is not None and not self.stopping.is_set():
-            self._showing.insist("caught_up", self._caught_up)
-            self._caught_up = None
+        self._table.all_shown(self._end(), wiped=wiped)
 
     def _latest(self, client: KafkaConsumer, partition: int, begin: int, end: int) -> Iterator[RawRecord]:
         """The last record of each key of one partition, as keys never change theirs, in order. Raises KafkaError."""
@@ -141,24 +131,8 @@ class Follower(Reader):
         oldest = time.time() - self.topic.retention.total_seconds() if self.topic.retention else 0.0
         yield from (record for record, at in latest.values() if at >= oldest)
 
-    def _show(self, record: RawRecord) -> None:
-        """Positions of a key only grow: what was shown already does not come again. Nor do keys that are not there."""
-        shown = self._shown.get(record.key)
-        if shown is not None and record.position <= shown:
-            return
-        self._showing.show(record)
-        if record.raw is None:
-            self._shown.pop(record.key, None)
-        else:
-            self._shown[record.key] = record.position
-
-    def _give_up_lost_keys(self) -> None:
-        """Show what the table no longer has as tombstones, once it is time."""
-        if self._give_up_at is None or time.monotonic() < self._give_up_at:
-            return
-        self._give_up_at = None
-        for key in [key for key, shown in self._shown.items() if shown == NEVER]:
-            self._show(RawRecord(key, Position(0, max(self._next.values(), default=0)), None))
+    def _end(self) -> Position:
+        return Position(0, max(self._next.values(), default=0))
 
     def _is_behind(self, bounds: Bounds) -> bool:
         """Whether a partition ends before what was shown of it."""

@@ -1,11 +1,9 @@
-"""A thread that reads from Kafka for ever: it begins anew after every outage and stops when closed."""
+"""Reading a topic of Kafka for as long as it is the same one."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -13,13 +11,11 @@ from uuid import UUID
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, RetriableError
 
-from shared.bus.delivery import Pause, RawRecord, Worker
+from shared.bus import reading
+from shared.bus.delivery import RawRecord
 from shared.bus.kafka.cluster import Cluster
-from shared.bus.port import BusUnavailable, IncompatibleBus, Position
+from shared.bus.port import BusUnavailable, Position
 from shared.contracts.topics import Topic
-from shared.outage import Outage
-
-log = logging.getLogger("llmos.bus")
 
 POLL_MS = 500
 """How long a subscription may take to notice that it was closed."""
@@ -27,27 +23,23 @@ AGAIN_S = 0.2
 LOOK_EVERY_S = 5.0
 
 
-class Reader(ABC):
+class Reader(reading.Reader):
     """`read`, which begins anew when the server was away at its start, or when the topic is another one."""
 
     def __init__(self, name: str, topic: Topic, cluster: Cluster) -> None:
-        self.topic = topic
+        super().__init__(name, topic, away=KafkaError)
         self._cluster = cluster
-        self._outage = Outage(log, name)
         self._looked_at = 0.0
-        self._worker = Worker(name, self._run, wake=lambda: None)
-        self.stopping = self._worker.stopping
-
-    def start(self) -> None:
-        self._worker.start()
-
-    def close(self) -> None:
-        """Stop after the batch at hand. Returns when no handler runs any more."""
-        self._worker.close()
 
     @abstractmethod
     def read(self, identity: UUID) -> None:
         """Read and deliver until `stopping` is set or the topic is another one. Raises KafkaError, BusUnavailable."""
+
+    def session(self) -> None:
+        identity = self._cluster.check(self.topic)
+        self._looked_at = time.monotonic()
+        self.outage.ended()
+        self.read(identity)
 
     def is_same(self, identity: UUID) -> bool:
         """Whether the topic is still the one with this identity. Looks only now and then; an outage changes nothing."""
@@ -56,10 +48,10 @@ class Reader(ABC):
         try:
             same = self.look(identity)
         except BusUnavailable as error:
-            self._outage.began(error)
+            self.outage.began(error)
             same = True
         else:
-            self._outage.ended()
+            self.answered()
         self._looked_at = time.monotonic()
         return same
 
@@ -73,29 +65,10 @@ class Reader(ABC):
         try:
             found: Mapping[TopicPartition, Sequence[Any]] = client.poll(timeout_ms=POLL_MS)
         except RetriableError as error:
-            self._outage.began(error)
+            self.outage.began(error)
             self.stopping.wait(AGAIN_S)
             return {}
         return found
-
-    def _run(self, stopping: threading.Event) -> None:
-        pause = Pause(stopping)
-        while not stopping.is_set():
-            try:
-                identity = self._cluster.check(self.topic)
-                self._looked_at = time.monotonic()
-                self._outage.ended()
-                self.read(identity)
-                pause.reset()
-            except IncompatibleBus as error:
-                log.error("%s", error)
-                pause.wait()
-            except (BusUnavailable, KafkaError, OSError) as error:
-                self._outage.began(error)
-                pause.wait()
-            except Exception:
-                log.exception("%s: reading failed, and begins anew", self.topic.name)
-                pause.wait()
 
 
 def from_kafka(record: object) -> RawRecord:

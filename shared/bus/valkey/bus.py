@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import redis
 
 from shared import valkey
+from shared.bus.delivery import Subscriptions
 from shared.bus.port import (
     WIPE_PATIENCE_S,
     BrokenRecord,
     BusUnavailable,
     Handle,
-    IncompatibleBus,
     Position,
     Record,
     Subscription,
@@ -24,7 +24,6 @@ from shared.bus.valkey.follower import Follower
 from shared.bus.valkey.group import GroupReader
 from shared.bus.valkey.lag import lag
 from shared.bus.valkey.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Publisher
-from shared.bus.valkey.reading import Reader
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 
@@ -47,7 +46,7 @@ class ValkeyBus:
         self._client_id = client_id.replace(" ", "_")
         self._server = valkey.client(url)
         self._publisher = Publisher(url, self._client_id, timeout_s=delivery_timeout_s, max_in_flight=max_in_flight)
-        self._readers: list[Reader] = []
+        self._subscriptions = Subscriptions()
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
         return self._publisher.publish(topic, key, None if message is None else message.encode())
@@ -61,7 +60,9 @@ class ValkeyBus:
         on_broken: Callable[[BrokenRecord], None] | None = None,
         max_batch: int = 256,
     ) -> Subscription:
-        return self._start(GroupReader(self._url, self._client_id, topic, group, handle, on_broken, max_batch))
+        return self._subscriptions.start(
+            GroupReader(self._url, self._client_id, topic, group, handle, on_broken, max_batch)
+        )
 
     def follow(
         self,
@@ -71,9 +72,7 @@ class ValkeyBus:
         *,
         patience_s: float = WIPE_PATIENCE_S,
     ) -> Subscription:
-        if not topic.compacted:
-            raise IncompatibleBus(f"topic {topic.name} is not compacted: subscribe to it with a group")
-        return self._start(Follower(self._url, self._client_id, topic, on, caught_up, patience_s))
+        return self._subscriptions.start(Follower(self._url, self._client_id, topic, on, caught_up, patience_s))
 
     def dlq_depth(self, topic: Topic) -> int:
         with _sentence():
@@ -88,15 +87,9 @@ class ValkeyBus:
             self._server.ping()
 
     def close(self) -> None:
-        for reader in self._readers:
-            reader.close()
+        self._subscriptions.close()
         self._publisher.close()
         self._server.close()
-
-    def _start(self, reader: Reader) -> Reader:
-        self._readers.append(reader)
-        reader.start()
-        return reader
 
 
 @contextmanager

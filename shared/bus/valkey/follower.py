@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import redis
 
 from shared import valkey
-from shared.bus.delivery import RawRecord, Showing
-from shared.bus.port import Position, Record
+from shared.bus.port import Record
+from shared.bus.table import Table
 from shared.bus.valkey import layout
 from shared.bus.valkey.reading import Reader
 from shared.bus.valkey.trimming import is_expired, now_ms, parse_id
@@ -20,7 +19,6 @@ from shared.contracts.topics import Topic
 log = logging.getLogger("llmos.bus")
 
 CHUNK = 500
-NEVER = Position(0, -1)
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,7 @@ class Follower(Reader):
         patience_s: float,
     ) -> None:
         super().__init__(url, f"{client_id}:{topic.name}", topic)
-        self._showing = Showing(topic, on, self.stopping)
-        self._caught_up = caught_up
-        self._patience_s = patience_s
-        self._give_up_at: float | None = None
-        """When keys that a wiped table has lost are given up."""
-        self._shown: dict[str, Position] = {}
-        """Each key's last record. NEVER: not shown since the table is read anew."""
+        self._table = Table(topic, on, caught_up, patience_s, self.stopping)
         self._last_id = b""
         self._seen = 0
         """How many changes the stream had ever had at `_last_id`."""
@@ -62,13 +54,13 @@ class Follower(Reader):
             found = server.xread({layout.stream(self.topic): self._last_id}, count=256, block=valkey.BLOCK_MS)
             self.answered()
             for entry_id, fields in layout.entries(found):
-                self._show(layout.from_entry(entry_id, fields))
+                self._table.show(layout.from_entry(entry_id, fields))
                 if self.stopping.is_set():
                     return
                 self._last_id = entry_id
                 self._seen += 1
             self._catch_up(server)
-            self._give_up_lost_keys()
+            self._table.give_up_lost_keys(layout.to_position(self._last_id))
 
     def _catch_up(self, server: redis.Redis) -> None:
         """Read the table where changes after the last one seen are trimmed, or where it was wiped or restored."""
@@ -77,42 +69,19 @@ class Follower(Reader):
         if wiped:
             log.warning("%s was wiped or restored on the bus: it is read anew", self.topic.name)
         if wiped or not self._last_id or changes.trimmed > self._seen:
-            self._read_table(server, changes, self._patience_s if wiped else 0.0)
+            self._read_table(server, changes, wiped=wiped)
 
-    def _read_table(self, server: redis.Redis, changes: _Changes, patience_s: float) -> None:
+    def _read_table(self, server: redis.Redis, changes: _Changes, *, wiped: bool) -> None:
         """Show the table as it is now, and go on with the changes from there. What it no longer has is gone."""
         now = now_ms(server)
-        self._shown = dict.fromkeys(self._shown, NEVER)  # in a stream that was made anew positions may begin below
+        self._table.begin_anew()
         for key, value in server.hscan_iter(layout.table(self.topic), count=CHUNK):
             if not is_expired(self.topic, parse_id(value.partition(b" ")[0]), now):
-                self._show(layout.from_table(key, value))
+                self._table.show(layout.from_table(key, value))
             if self.stopping.is_set():
                 return
-        self._give_up_at = time.monotonic() + patience_s
         self._last_id, self._seen = changes.last_id, changes.added
-        self._give_up_lost_keys()
-        if self._caught_up is not None and not self.stopping.is_set():
-            self._showing.insist("caught_up", self._caught_up)
-            self._caught_up = None
-
-    def _show(self, record: RawRecord) -> None:
-        """Positions of a key only grow: what the table has shown already does not come again as an old change."""
-        shown = self._shown.get(record.key)
-        if shown is not None and record.position <= shown:
-            return
-        self._showing.show(record)
-        if record.raw is None:
-            self._shown.pop(record.key, None)
-        else:
-            self._shown[record.key] = record.position
-
-    def _give_up_lost_keys(self) -> None:
-        """Show what the table no longer has as tombstones, once it is time."""
-        if self._give_up_at is None or time.monotonic() < self._give_up_at:
-            return
-        self._give_up_at = None
-        for key in [key for key, shown in self._shown.items() if shown == NEVER]:
-            self._show(RawRecord(key, layout.to_position(self._last_id), None))
+        self._table.all_shown(layout.to_position(changes.last_id), wiped=wiped)
 
     def _changes(self, server: redis.Redis) -> _Changes:
         try:

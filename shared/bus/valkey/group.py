@@ -40,6 +40,10 @@ class GroupReader(Reader):
         self._deeds = valkey.client(url)
         self._delivery = GroupDelivery(topic, group, handle, on_broken, self, self.stopping)
 
+    def close(self) -> None:
+        super().close()
+        self._deeds.close()
+
     def read(self, server: redis.Redis) -> None:
         self._make_group(server)
         if not take_over(server, self.topic, self._group, self.stopping):
@@ -82,7 +86,7 @@ class GroupReader(Reader):
             except redis.RedisError as error:
                 if self.stopping.is_set():
                     raise
-                self.away(error)
+                self.outage.began(error)
                 pause.wait()
 
     def _next(self, server: redis.Redis, after: bytes | str) -> Sequence[tuple[bytes, dict[bytes, bytes]]]:
