@@ -105,8 +105,9 @@ class Settings(BaseSettings):
         pattern=ADDRESS,
         description="Where a job's ranks on other nodes reach this one; by default its address towards the bus.",
     )
-    gang_timeout_s: float = Field(
-        1800, gt=0, description="How long a rank of a job on several nodes waits for the others."
+    gang_timeout_s: float = Field(1800, gt=0, description="How long a rank of a job of several waits for the others.")
+    gang_backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="How a job's ranks exchange gradients; auto: nccl between accelerators, else gloo."
     )
     cache_bytes: int = Field(100 * 2**30, ge=0, description="Size limit of a node's cache of artifacts.")
     cache_max_age_days: float = Field(30, gt=0, description="Unused entries of that cache go after so long.")

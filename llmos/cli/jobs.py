@@ -42,7 +42,7 @@ def submit(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Parameters as a JSON object in a file.")
     ] = None,
     resource: Annotated[
-        list[str] | None, typer.Option("--resource", "-r", metavar="NAME=NUMBER", help="`-r devices=1 -r nodes=2`")
+        list[str] | None, typer.Option("--resource", "-r", metavar="NAME=NUMBER", help="`-r devices=4 -r nodes=2`")
     ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="To find it by.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,

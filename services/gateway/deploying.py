@@ -83,6 +83,7 @@ def _order(here: Gateway, asked: Asked, name: str, command: Deploy | Scale, spec
 
 def _spec(here: Gateway, caller: Principal, wanted: WantedDeployment) -> DeploymentSpec:
     model = pin(here, caller.tenant, wanted.model, MODELS, "model")
+    _check_resources(wanted.resources)
     adapters = [_adapter(here, caller, ref, model, f"adapters.{number}") for number, ref in enumerate(wanted.adapters)]
     if len(adapters) > wanted.max_loras:
         raise BadRequest(
@@ -96,6 +97,17 @@ def _spec(here: Gateway, caller: Principal, wanted: WantedDeployment) -> Deploym
         resources=Resources.model_validate(wanted.resources.model_dump()),
         **wanted.model_dump(exclude={"name", "model", "adapters", "resources"}),
     )
+
+
+def _check_resources(wanted: Resources) -> None:
+    """Raises BadRequest for what only a job has."""
+    for name, given in (("nodes", wanted.nodes > 1), ("ranks_per_node", wanted.ranks_per_node is not None)):
+        if given:
+            raise BadRequest(
+                f"resources.{name}: a replica runs on one node, and its engine shares out its devices; leave it out.",
+                param=f"resources.{name}",
+                code="invalid_value",
+            )
 
 
 def _adapter(here: Gateway, caller: Principal, ref: str, model: ArtifactPin, param: str) -> ArtifactPin:

@@ -123,8 +123,23 @@ def check_params(model: type[P], params: dict[str, Any], where: str = "params") 
 
 
 def resources_for(recipe: Recipe, wanted: Resources) -> Resources:
-    """A job that does not train takes no accelerator unless it asks for one."""
+    """A job that does not train takes no accelerator unless it asks for one. Raises BadRequest."""
     plain = Resources.model_validate(wanted.model_dump())
+    devices, ranks = plain.devices or 0, plain.ranks_per_node or 1
+    if devices and plain.ranks_per_node not in (None, devices):
+        raise BadRequest(
+            f"resources.ranks_per_node: with {devices} devices a node runs {devices} ranks, one for each; leave it "
+            "out, or set devices to 0.",
+            param="resources.ranks_per_node",
+            code="invalid_value",
+        )
+    if not recipe.in_ranks and max(plain.nodes, devices, ranks) > 1:
+        name = "nodes" if plain.nodes > 1 else "devices" if devices > 1 else "ranks_per_node"
+        raise BadRequest(
+            f"resources.{name}: a job of this type is the work of one process, which takes 1 at most.",
+            param=f"resources.{name}",
+            code="invalid_value",
+        )
     return plain.changed(devices=0) if plain.devices is None and not recipe.trains else plain
 
 

@@ -183,7 +183,19 @@ def _context(
 
 def _gang(seat: protocol.Gang, listener: int | None) -> Gang:
     host, _, port = seat.meeting.rpartition(":")
-    return Gang(seat.rank, seat.size, host, int(port), seat.rendezvous, seat.timeout_s, listener)
+    return Gang(
+        rank=seat.rank,
+        size=seat.size,
+        local_rank=seat.local_rank,
+        local_size=seat.local_size,
+        node_rank=seat.node_rank,
+        host=host,
+        port=int(port),
+        rendezvous=seat.rendezvous,
+        timeout_s=seat.timeout_s,
+        backend=seat.backend,
+        listener=listener,
+    )
 
 
 def _made(output: MadeOutput) -> protocol.OutputMade:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from services.trainer import protocol
 from services.trainer.endings import StopOrder
 from services.trainer.transfers import Aborted
-from shared.contracts.jobs import DesiredAttempt, FailureReason, Wish
+from shared.contracts.jobs import DesiredAttempt, FailureReason, Place, Wish
 from shared.settings import Settings
 
 PEERS_WORD_S = 15.0
@@ -53,9 +54,39 @@ class Gathering:
             return self._meeting
 
 
-def seat(desired: DesiredAttempt, rank: int, meeting: str, timeout_s: float) -> protocol.Gang:
-    """What the child of `rank` is told."""
-    return protocol.Gang(rank, len(desired.places), meeting, f"{desired.job_id}/{desired.attempt}", timeout_s)
+def seat(desired: DesiredAttempt, place: Place, meeting: str, settings: Settings) -> protocol.Gang:
+    """What the child of the rank at `place` is told."""
+    mates = ranks_beside(desired, place)
+    nodes = list(dict.fromkeys(each.node for each in _in_order(desired)))
+    return protocol.Gang(
+        rank=place.rank,
+        size=len(desired.places),
+        local_rank=mates.index(place),
+        local_size=len(mates),
+        node_rank=nodes.index(place.node),
+        meeting=meeting,
+        rendezvous=f"{desired.job_id}/{desired.attempt}",
+        timeout_s=settings.gang_timeout_s,
+        backend=settings.gang_backend,
+    )
+
+
+def ranks_beside(desired: DesiredAttempt, place: Place) -> list[Place]:
+    """The attempt's ranks on the node of `place`, itself included."""
+    return [each for each in _in_order(desired) if each.node == place.node]
+
+
+def devices_of(ranks: Iterable[Place]) -> list[int]:
+    """All devices of one node's ranks, in the order of the ranks: each sees them all, and takes that of its own number.
+
+    Ranks that saw their own alone would keep some libraries from moving data between devices directly.
+    """
+    return [device for rank in ranks for device in rank.devices]
+
+
+def meeting_address(desired: DesiredAttempt, settings: Settings) -> str:
+    """Where rank 0 listens: on this host alone, where all ranks are here. Raises OSError."""
+    return own_address(settings) if len({place.node for place in desired.places}) > 1 else LOOPBACK
 
 
 def patience_s(rank: int, said: object, order: StopOrder | None) -> float:
@@ -102,6 +133,10 @@ def reserve_port(address: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _in_order(desired: DesiredAttempt) -> list[Place]:
+    return sorted(desired.places, key=lambda place: place.rank)
 
 
 def _near_end(host: str) -> str:

@@ -13,13 +13,20 @@ import msgspec
 
 
 class Gang(msgspec.Struct, frozen=True):
-    """This child's seat among the ranks of its attempt. `meeting` is `host:port`; `rendezvous` is the attempt's own."""
+    """This child's seat among the ranks of its attempt. `meeting` is `host:port`; `rendezvous` is the attempt's own.
+
+    `local_rank` of the `local_size` ranks of one node; `node_rank` counts the nodes.
+    """
 
     rank: int
     size: int
+    local_rank: int
+    local_size: int
+    node_rank: int
     meeting: str
     rendezvous: str
     timeout_s: float
+    backend: str
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):

@@ -15,7 +15,15 @@ import structlog
 
 from services.trainer import endings, protocol
 from services.trainer.endings import Ended, StopOrder
-from services.trainer.gang import Gathering, own_address, patience_s, reserve_port, seat
+from services.trainer.gang import (
+    Gathering,
+    devices_of,
+    meeting_address,
+    patience_s,
+    ranks_beside,
+    reserve_port,
+    seat,
+)
 from services.trainer.log_feed import LogFeed
 from services.trainer.mover import Mover
 from services.trainer.oom import oom_kills
@@ -137,10 +145,13 @@ class Run:
     def _spawn(self) -> tuple[Child, Path, str]:
         """The child, its folder, and where the others of its gang meet it."""
         spec, ref = self._desired.spec, self.ref
-        environment = child_environment(ref.run_id, self._place.devices, spec.resources.cpus, self._at.capacity)
+        ranks = ranks_beside(self._desired, self._place)
+        environment = child_environment(
+            ref.run_id, devices_of(ranks), spec.resources.cpus, self._at.capacity, len(ranks)
+        )
         workdir = self._at.folder.workdir(ref.run_id)
         if self._gathering and ref.rank == 0:
-            address = own_address(self._at.settings)
+            address = meeting_address(self._desired, self._at.settings)
             with reserve_port(address) as listener:  # a port that is the child's from its first moment
                 meeting = f"{address}:{listener.getsockname()[1]}"
                 child = Child.start(spec.type, workdir, environment, listener)
@@ -296,7 +307,7 @@ class Run:
                 resume_from=resume_from,
                 allow_local_models=settings.allow_local_models,
                 allow_hub=settings.allow_hub,
-                gang=seat(self._desired, self.ref.rank, meeting, settings.gang_timeout_s) if meeting else None,
+                gang=seat(self._desired, self._place, meeting, settings) if meeting else None,
             )
         )
 

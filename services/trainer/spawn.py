@@ -121,16 +121,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def child_environment(run_id: str, devices: list[int], cpus: float, capacity: Capacity) -> dict[str, str]:
+def child_environment(
+    run_id: str, devices: list[int], cpus: float, capacity: Capacity, ranks: int = 1
+) -> dict[str, str]:
     """The trainer's own environment less its settings (there are credentials among them), with this run's share of
-    the machine."""
+    the machine. `devices` and `cpus` are those of all the attempt's `ranks` here."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **inherited,
         RUN_ID_VARIABLE: run_id,
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
-        "OMP_NUM_THREADS": str(threads_for(devices, cpus, capacity)),
+        "OMP_NUM_THREADS": str(threads_for(devices, cpus, capacity, ranks)),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
@@ -138,8 +140,9 @@ def child_environment(run_id: str, devices: list[int], cpus: float, capacity: Ca
     }
 
 
-def threads_for(devices: list[int], cpus: float, capacity: Capacity) -> int:
-    """The run's equal share of the processors, more where the job asks for more, never more than there are."""
+def threads_for(devices: list[int], cpus: float, capacity: Capacity, ranks: int = 1) -> int:
+    """The run's equal share of the processors, more where the job asks for more, never more than there are. The
+    attempt's ranks on this node divide it."""
     seats = len(capacity.devices) / len(devices) if devices else capacity.slots
     share = capacity.cpus / max(1.0, seats)
-    return max(1, int(min(capacity.cpus, max(cpus, share))))
+    return max(1, int(min(capacity.cpus, max(cpus, share)) / ranks))

@@ -139,6 +139,8 @@ class Recipe:
     inputs: dict[str, Input] = field(default_factory=dict)
     trains: bool = True
     """Whether it wants an accelerator where there is one."""
+    in_ranks: bool = True
+    """Whether several processes can share its work."""
 
 
 _DATA = frozenset({ArtifactKind.file, ArtifactKind.dataset})
@@ -169,6 +171,7 @@ RECIPES: dict[str, Recipe] = {
         ArtifactKind.model,
         {"file": Input(frozenset({ArtifactKind.file}), required=False)},
         trains=False,
+        in_ranks=False,
     ),
 }
 

@@ -19,6 +19,7 @@ from shared.contracts.jobs import (
     CheckpointSaved,
     FailureReason,
     PauseJob,
+    Resources,
     ResumeJob,
 )
 from tests.integration.gang_world import GangWorld
@@ -51,11 +52,14 @@ def world(tmp_path: Path) -> Iterator[GangWorld]:
     assert not world.children()
 
 
-def pretrain(world: GangWorld, nodes: int = 2, **params: Any) -> str:
-    spec = {"output_kind": ArtifactKind.model, "inputs": {"training_data": world.file("text", TEXT)}}
-    if nodes == 2:
-        return world.submit_gang("pretrain", params={**SMALL, **params}, **spec)
-    return world.submit(type="pretrain", params={**SMALL, **params}, **spec)
+def pretrain(world: GangWorld, nodes: int = 2, ranks_per_node: int | None = None, **params: Any) -> str:
+    return world.submit(
+        type="pretrain",
+        params={**SMALL, **params},
+        resources=Resources(nodes=nodes, ranks_per_node=ranks_per_node),
+        inputs={"training_data": world.file("text", TEXT)},
+        output_kind=ArtifactKind.model,
+    )
 
 
 @pytest.mark.slow
@@ -121,6 +125,55 @@ def test_a_paused_gang_saves_once_and_goes_on_from_there(world: GangWorld, tmp_p
     assert [pin.kind for pin in done.outputs] == [ArtifactKind.adapter]
     assert len(world.publications.asked) == 1
     assert {saved.rank for saved in world.events(CheckpointSaved, job)} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_on_each_of_two_nodes_learn_what_one_learns_and_survive_a_killed_one(world: GangWorld) -> None:
+    with world.two_nodes():
+        job = pretrain(world, ranks_per_node=2, max_steps=40, save_steps=5, batch_size=1, logging_steps=1)
+        eventually(lambda: world.events(CheckpointSaved, job), 240)
+        world.child(job, attempt=1, rank=3).kill()
+        together = world.until(job, "succeeded", 240)
+        one = pretrain(world, nodes=1, max_steps=40, batch_size=4)
+        alone = world.until(one, "succeeded", 120)
+
+    first, last = together.attempts[0], together.attempts[-1]
+    assert first.failure
+    assert first.failure.message.startswith("Rank 3 on n2: The training process was killed by signal 9")
+    assert len(together.attempts) == 2
+    assert [(place.node, place.rank) for place in last.places] == [("n1", 0), ("n1", 1), ("n2", 2), ("n2", 3)]
+    assert {started.rank for started in world.events(AttemptStarted, job, attempt=2)} == {0, 1, 2, 3}
+    assert world.progress(job, attempt=2)[0].step > 5
+    assert together.metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=0.02)
+    assert together.metrics["tokens"] == alone.metrics["tokens"] == 40 * 4 * 32
+    assert world.output(job, "training.json")["batch_size"] == 1
+    assert [asked.job_id for asked in world.publications.asked] == [job, one]
+    assert {saved.rank for saved in world.events(CheckpointSaved, job)} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_several_ranks_on_one_node_train_together(world: GangWorld) -> None:
+    with world.node("n1"):
+        job = pretrain(world, nodes=1, ranks_per_node=2, max_steps=6)
+        together = world.until(job, "succeeded", 240)
+        alone = world.until(pretrain(world, nodes=1, max_steps=6, batch_size=4), "succeeded", 120)
+    assert {started.rank for started in world.events(AttemptStarted, job)} == {0, 1}
+    assert together.metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=0.01)
+    assert together.metrics["tokens"] == alone.metrics["tokens"]
+
+
+def test_all_ranks_of_a_gang_start_or_none_does(world: GangWorld) -> None:
+    with world.node("n1"):
+        resources = Resources(nodes=2, ranks_per_node=2)
+        job = world.submit(type="probe", params={"steps": 2}, resources=resources)
+        eventually(lambda: (state := world.state(job)) and "needs 2 such nodes at once" in state.reason)
+        assert not world.events(AttemptStarted, job)
+        with world.node("n2"):
+            done = world.until(job, "succeeded", 60)
+    assert {started.rank for started in world.events(AttemptStarted, job)} == {0, 1, 2, 3}
+    assert len(done.attempts) == len(world.publications.asked) == 1
 
 
 def test_a_gang_starts_on_all_its_nodes_or_not_at_all(world: GangWorld) -> None:

@@ -15,6 +15,7 @@ from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
 JOBS, TUNING, DEPLOYMENTS = "/v1/jobs", "/v1/fine_tuning/jobs", "/v1/deployments"
+IMPORT = {"type": "import", "params": {"source": "/models/a"}}
 DEEP = b'{"type": "probe", "params": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
 
@@ -165,6 +166,22 @@ def test_a_message_is_a_sentence_without_the_checkers_own_words(here: Running) -
         message = here.http.post(path, json=body).json()["error"]["message"]
         for word in ("Value error", "dictionary", "pattern", "[A-Za"):
             assert word not in message, message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "resources", "param"),
+    [
+        (JOBS, {"type": "probe"}, {"ranks_per_node": 0}, "ranks_per_node"),
+        (JOBS, {"type": "probe"}, {"devices": 4, "ranks_per_node": 2}, "ranks_per_node"),
+        (JOBS, IMPORT, {"nodes": 2}, "nodes"),
+        (JOBS, IMPORT, {"devices": 2}, "devices"),
+        (JOBS, IMPORT, {"ranks_per_node": 2}, "ranks_per_node"),
+        (DEPLOYMENTS, {"model": "base"}, {"nodes": 2}, "nodes"),
+        (DEPLOYMENTS, {"model": "base"}, {"ranks_per_node": 2}, "ranks_per_node"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(here: Running, path: str, body: Any, resources: Any, param: str) -> None:
+    check(here.http.post(path, json={**body, "resources": resources}), 400, f"resources.{param}", "invalid_value")
 
 
 @pytest.mark.parametrize(

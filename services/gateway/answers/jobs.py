@@ -83,7 +83,8 @@ def _attempt(attempt: AttemptState) -> dict[str, Any]:
     return {
         "attempt": attempt.attempt,
         "outcome": attempt.outcome,
-        "nodes": [place.node for place in attempt.places],
+        "nodes": list(dict.fromkeys(place.node for place in attempt.places)),
+        "ranks": len(attempt.places),
         "dispatched_at": unix(attempt.dispatched_at),
         "started_at": unix(attempt.started_at),
         "ended_at": unix(attempt.ended_at),

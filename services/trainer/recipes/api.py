@@ -60,17 +60,23 @@ class Reporter(Protocol):
 class Gang:
     """A seat among the ranks that do a job together, and where they meet: all at `host:port`.
 
-    Rank 0 listens there, on `listener`, a file descriptor of its own.
+    Rank 0 listens there, on `listener`, a file descriptor of its own. The ranks of a node see all devices that the job
+    has there: each takes that of its `local_rank`.
     """
 
     rank: int
     size: int
+    local_rank: int
+    local_size: int
+    node_rank: int
     host: str
     port: int
     rendezvous: str
     """Of this attempt alone: who comes from another one meets nobody."""
     timeout_s: float
     """How long a rank waits for the others."""
+    backend: str = "auto"
+    """How gradients are exchanged: gloo or nccl; auto: nccl between accelerators, else gloo."""
     listener: int | None = None
 
 

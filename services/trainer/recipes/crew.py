@@ -17,7 +17,8 @@ import psutil
 import torch
 from torch import distributed
 
-from services.trainer.recipes.api import Gang, PeersLost, RecipeContext, Stopped
+from services.trainer.recipes.api import Gang, PeersLost, RecipeContext, RecipeError, Stopped
+from shared.contracts.jobs import FailureReason
 
 CALL_S = 5.0
 """How long one knock at the meeting place may take."""
@@ -32,6 +33,8 @@ class Crew:
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
+    """How many of them share this machine."""
 
     @property
     def leads(self) -> bool:
@@ -90,19 +93,25 @@ def is_lost_contact(error: RuntimeError) -> bool:
 
 
 def meet(context: RecipeContext) -> Crew:
-    """Wait for all ranks of the gang, and join them in torch's process group. Raises PeersLost or Stopped."""
+    """Wait for all ranks of the gang, and join them in torch's process group.
+
+    Raises PeersLost, Stopped, or RecipeError where the backend that was set cannot work here.
+    """
     gang = context.gang
     if gang is None:
         return Crew()
-    crew = Crew(gang.rank, gang.size)
+    crew = Crew(gang.rank, gang.size, gang.local_size)
     if not distributed.is_initialized():
+        backend = backend_for(gang.backend, torch.cuda.is_available())
+        if torch.cuda.is_available():
+            torch.cuda.set_device(gang.local_rank)
         _set_environment(gang)
         deadline_s = time.monotonic() + gang.timeout_s
         store = _meeting_place(gang, deadline_s, context.stopping)
         _await_all(distributed.PrefixStore(f"{gang.rendezvous}/here", store), gang, deadline_s, context.stopping)
         with crew.noticing_loss():
             distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                backend,
                 store=distributed.PrefixStore(gang.rendezvous, store),
                 rank=gang.rank,
                 world_size=gang.size,
@@ -111,16 +120,28 @@ def meet(context: RecipeContext) -> Crew:
     return crew
 
 
+def backend_for(wanted: str, accelerators: bool) -> str:
+    """torch's name of the backend. Figures that ranks agree on go over gloo beside any other. Raises RecipeError."""
+    if wanted == "nccl" and not accelerators:
+        raise RecipeError(
+            FailureReason.bad_params,
+            "The trainer has LLMOS_GANG_BACKEND=nccl, which works between accelerators only, and this rank has none",
+            "Ask for devices (resources.devices), or set LLMOS_GANG_BACKEND to auto.",
+            "resources.devices",
+        )
+    return "cpu:gloo,cuda:nccl" if accelerators and wanted != "gloo" else "gloo"
+
+
 def _set_environment(gang: Gang) -> None:
-    """What torchrun sets, for all who look there (accelerate among them). Each rank sees its own devices only."""
+    """What torchrun sets, for all who look there (accelerate among them)."""
     os.environ.update(
         MASTER_ADDR=gang.host,
         MASTER_PORT=str(gang.port),
         RANK=str(gang.rank),
         WORLD_SIZE=str(gang.size),
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-        GROUP_RANK=str(gang.rank),
+        LOCAL_RANK=str(gang.local_rank),
+        LOCAL_WORLD_SIZE=str(gang.local_size),
+        GROUP_RANK=str(gang.node_rank),
         TORCHELASTIC_RUN_ID=gang.rendezvous,
     )
     if interface := _interface_towards(gang.host, gang.port):

@@ -42,13 +42,14 @@ def cpu_count() -> int:
     return int(share) if share.isdigit() else len(os.sched_getaffinity(0))
 
 
-def machine() -> Machine:
-    """Where training runs, and the memory that is free there."""
+def machine(processes: int = 1) -> Machine:
+    """Where training runs, and the memory that is free there: on a processor shared by so many processes of the job."""
     import torch
 
     if torch.cuda.is_available():
         return Machine(accelerator=True, free_bytes=torch.cuda.mem_get_info()[0])
-    return Machine(accelerator=False, free_bytes=min(psutil.virtual_memory().available, _cgroup_free()))
+    free_bytes = min(psutil.virtual_memory().available, _cgroup_free())
+    return Machine(accelerator=False, free_bytes=free_bytes // processes)
 
 
 def _cgroup_free(folder: Path = Path("/sys/fs/cgroup")) -> int:

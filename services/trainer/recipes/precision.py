@@ -41,7 +41,7 @@ def _cuda_bf16() -> tuple[bool, str] | None:
 
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name(0)
+    name = torch.cuda.get_device_name()
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return True, f"{name} computes in bf16"
     return False, f"{name} has no bf16 units"

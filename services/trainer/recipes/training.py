@@ -208,7 +208,7 @@ def _first_batch(
         params.epochs if params.max_steps is None else math.inf,
         precision.dtype,
         size,
-        machine(),
+        machine(crew.local_size),
     )
     smallest = crew.least(chosen.batch_size)
     if smallest == chosen.batch_size:

@@ -55,6 +55,12 @@ def test_a_run_gets_its_equal_share_of_the_processors_or_what_it_asked_for() -> 
     assert threads_for([], 1, capacity(cpus=0.5)) == 1
 
 
+def test_the_ranks_of_an_attempt_divide_its_share_of_the_processors() -> None:
+    assert threads_for([], 1, capacity(cpus=8, slots=1), ranks=4) == 2
+    assert threads_for([0, 1], 1, capacity(cpus=8, devices=4), ranks=2) == 2
+    assert threads_for([], 1, capacity(cpus=2, slots=1), ranks=4) == 1
+
+
 def test_a_child_gets_no_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_S3_SECRET_KEY", "secret")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

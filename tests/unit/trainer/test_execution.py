@@ -97,7 +97,7 @@ def test_only_rank_0_reports_and_makes_outputs(tmp_path: Path) -> None:
     for rank, made in ((0, 1), (1, 0)):
         (tmp_path / str(rank)).mkdir()
         spec = {"type": "probe", "params": {"steps": 2, "checkpoint_every": 1}, "output": "thing"}
-        gang = protocol.Gang(rank, 2, "127.0.0.1:1", "j/1", timeout_s=1)
+        gang = protocol.Gang(rank, 2, rank, 2, 0, "127.0.0.1:1", "j/1", timeout_s=1, backend="auto")
         begin, reports = protocol.Begin(spec, {}, str(tmp_path / str(rank)), gang=gang), io.BytesIO()
         word = execute("probe", Ready(begin), reports, threading.Event())  # type: ignore[arg-type]
         assert isinstance(word, protocol.Done)

@@ -10,7 +10,17 @@ import pytest
 
 from services.trainer import protocol
 from services.trainer.endings import StopOrder
-from services.trainer.gang import PEERS_WORD_S, Gathering, own_address, patience_s, reserve_port, seat
+from services.trainer.gang import (
+    PEERS_WORD_S,
+    Gathering,
+    devices_of,
+    meeting_address,
+    own_address,
+    patience_s,
+    ranks_beside,
+    reserve_port,
+    seat,
+)
 from services.trainer.transfers import Aborted
 from shared.contracts.jobs import DesiredAttempt, JobSpec, Place, Wish
 from shared.settings import Settings, SettingsError, load_settings
@@ -19,6 +29,11 @@ from tests.waiting import eventually
 DONE, HALTED = protocol.Done([]), protocol.Halted()
 LOST = protocol.Failed("lost", "it lost contact", retryable=True)
 BAD_DATA = protocol.Failed("bad_data", "line 3 is no JSON", retryable=False)
+SETTINGS = Settings(gang_timeout_s=5, gang_backend="gloo")
+EIGHT = [
+    *(Place(node="n1", rank=rank, devices=[4 + rank]) for rank in range(4)),
+    *(Place(node="n2", rank=4 + rank, devices=[2 * rank]) for rank in range(4)),
+]
 CRASHED = protocol.Failed("crashed", "ValueError", retryable=True)
 
 
@@ -62,9 +77,33 @@ def test_all_ranks_begin_once_they_are_accepted() -> None:
 
 
 def test_each_attempt_has_a_rendezvous_of_its_own() -> None:
-    first, second = (seat(desired(attempt), 1, "here:1", 5) for attempt in (1, 2))
-    assert first == protocol.Gang(rank=1, size=2, meeting="here:1", rendezvous="j/1", timeout_s=5)
-    assert second.rendezvous == "j/2"
+    first, second = (seat(each, each.places[1], "here:1", SETTINGS) for each in (desired(1), desired(2)))
+    assert (first.meeting, first.timeout_s, first.backend) == ("here:1", 5, "gloo")
+    assert (first.rendezvous, second.rendezvous) == ("j/1", "j/2")
+
+
+def test_ranks_are_numbered_over_all_nodes_and_on_each_node_as_torchrun_has_them() -> None:
+    attempt = desired().changed(places=EIGHT)
+    seats = [seat(attempt, place, "here:1", SETTINGS) for place in EIGHT]
+    assert [each.rank for each in seats] == list(range(8))
+    assert [each.local_rank for each in seats] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert [each.node_rank for each in seats] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert {(each.size, each.local_size) for each in seats} == {(8, 4)}
+
+
+def test_each_rank_sees_all_devices_of_its_nodes_ranks_its_own_at_its_local_rank() -> None:
+    attempt = desired().changed(places=EIGHT)
+    for place in EIGHT:
+        devices = devices_of(ranks_beside(attempt, place))
+        assert devices == ([4, 5, 6, 7] if place.node == "n1" else [0, 2, 4, 6])
+        assert [devices[seat(attempt, place, "here:1", SETTINGS).local_rank]] == place.devices
+
+
+def test_ranks_that_are_all_on_one_host_meet_there_and_others_where_all_reach_it() -> None:
+    here = desired().changed(places=EIGHT[:4])
+    elsewhere = Settings(bus_url="kafka://elsewhere.invalid:9092", advertise_address="gpu-1.lan")
+    assert meeting_address(here, elsewhere) == "127.0.0.1"
+    assert meeting_address(desired(), elsewhere) == "gpu-1.lan"
 
 
 @pytest.mark.parametrize(
