@@ -54,6 +54,11 @@ def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> NewDatabas
             return databases.url(name)
 
         return copy
+    return in_files(folder)
+
+
+def in_files(folder: Path) -> NewDatabase:
+    """SQLite, each database a file of its own in the folder."""
 
     def new(service: str) -> str:
         url = f"sqlite:///{folder / 'db' / uuid4().hex / f'{service}.sqlite'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -17,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
@@ -77,6 +79,17 @@ class KafkaServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It keeps its connections and says nothing, as a host that hangs. Skips where it is no process of ours."""
+        if self._process is None:
+            pytest.skip(f"the broker at {self.address} is not a process of these tests, so it cannot be stopped")
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         self.kill()

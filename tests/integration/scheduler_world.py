@@ -54,6 +54,7 @@ from shared.contracts.topics import (
 from shared.db import migrate, open_database
 from shared.doorbell.memory import MemoryDoorbell
 from shared.settings import Settings
+from tests.ground import close_all
 from tests.waiting import eventually
 
 
@@ -283,8 +284,7 @@ class World:
 
     def close(self) -> None:
         self.stop_scheduler()
-        for bus in self.buses:
-            bus.close()
+        close_all(self.buses)
 
     def _saw(self, record: Record) -> None:
         if record.message is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,6 @@ from services.scheduler.main import leadership_of
 from services.scheduler.tables import handled, outgoing
 from services.scheduler.tables import jobs as jobs_table
 from services.scheduler.truth import Deposed, take_over
-from shared.bus.memory import MemoryBus, MemoryServer
 from shared.bus.port import Bus
 from shared.contracts.artifacts import ArtifactKind, CommandRejected, PublishArtifact
 from shared.contracts.deployments import (
@@ -44,37 +44,20 @@ from shared.contracts.topics import (
     REGISTRY_EVENTS,
 )
 from shared.db import open_database
-from tests.databases import maker
+from tests.ground import Ground, opened
 from tests.integration.scheduler_world import FakeTrainer, World
-from tests.servers import valkey
 from tests.waiting import eventually
 
 
-@pytest.fixture(params=[("memory", "sqlite"), ("valkey", "sqlite"), ("memory", "postgresql")], ids="-".join)
-def kinds(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Of the bus and the database."""
-    kinds: tuple[str, str] = request.param
-    return kinds
+@pytest.fixture(params=["memory", "valkey", "cluster"])
+def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
+    with opened(request.param, request, tmp_path) as ground:
+        yield ground
 
 
 @pytest.fixture
-def new_bus(kinds: tuple[str, str]) -> Iterator[Callable[[], Bus]]:
-    """Makes buses on one server."""
-    if kinds[0] == "memory":
-        memory = MemoryServer()
-        yield lambda: MemoryBus(memory)
-    else:
-        from shared.bus.valkey import ValkeyBus
-
-        with valkey(durable=True) as server:
-            yield lambda: ValkeyBus(server.bus_url, "test")
-
-
-@pytest.fixture
-def world(
-    tmp_path: Path, new_bus: Callable[[], Bus], kinds: tuple[str, str], request: pytest.FixtureRequest
-) -> Iterator[World]:
-    world = World(tmp_path, new_bus, db_url=maker(kinds[1], request, tmp_path)("scheduler"))
+def world(tmp_path: Path, ground: Ground) -> Iterator[World]:
+    world = World(tmp_path, ground.bus, db_url=ground.new_database("scheduler"))
     yield world
     world.close()
     assert not world.failures
@@ -140,13 +123,13 @@ def test_a_job_whose_node_falls_silent_goes_on_elsewhere_and_the_old_run_is_not_
     world.start_scheduler()
     registry = world.registry()
     lost = world.trainer("lost")
-    job = world.submit()
-    old = run_of(lost, job)
-    world.until(job, "running")
+    with beating(lost):
+        job = world.submit()
+        old = run_of(lost, job)
+        world.until(job, "running")
     lost.die()
     other = world.trainer("other")
-    beating = Beating(other)
-    try:
+    with beating(other):
         new = run_of(other, job)
         state = eventually(lambda: (s := world.state(job)) and s.status == "running" and s.attempt == 2 and s)
         assert state
@@ -154,27 +137,25 @@ def test_a_job_whose_node_falls_silent_goes_on_elsewhere_and_the_old_run_is_not_
         lost.succeed(old)
         other.succeed(new)
         world.until(job, "succeeded")
-    finally:
-        beating.stop()
     assert [command.staged_prefix for command in registry.asked] == [f"staging/{new}/out"]
 
 
-class Beating:
-    """A node that goes on saying that it lives."""
+@contextmanager
+def beating(trainer: FakeTrainer) -> Iterator[None]:
+    """Within, the node goes on saying that it lives."""
+    stopping = threading.Event()
 
-    def __init__(self, trainer: FakeTrainer) -> None:
-        self._trainer = trainer
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+    def beat() -> None:
+        while not stopping.wait(0.2):
+            trainer.beat()
 
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(0.2):
-            self._trainer.beat()
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def test_a_restarted_worker_that_does_not_list_its_run_loses_it_at_once(world: World) -> None:
@@ -191,12 +172,12 @@ def test_a_restarted_worker_that_does_not_list_its_run_loses_it_at_once(world: W
     assert "restarted" in state.attempts[0].failure.message
 
 
-def test_a_submission_that_cannot_be_read_is_a_failed_job(world: World) -> None:
+def test_a_submission_that_cannot_be_read_is_a_failed_job(world: World, ground: Ground) -> None:
     world.start_scheduler()
     broken = SubmitJob(job_id="bad", spec=JobSpec(type="sft"))
     raw = orjson.loads(broken.encode())
     raw["body"]["spec"]["priority"] = "high"
-    publish_raw(world, "bad", orjson.dumps(raw))
+    ground.put_raw(JOBS_COMMANDS, "bad", orjson.dumps(raw))
     state = world.until("bad", "failed")
     assert state.failure
     assert state.failure.reason == "undecodable"
@@ -210,17 +191,6 @@ def test_a_command_on_the_wrong_topic_does_not_hold_up_the_others(world: World) 
     job = world.submit()
     world.until(job, "queued")
     eventually(lambda: world.bus.dlq_depth(JOBS_COMMANDS) == 1)
-
-
-def publish_raw(world: World, key: str, raw: bytes) -> None:
-    """Put bytes on `jobs.commands` as they are."""
-
-    class Raw(SubmitJob):
-        def encode(self) -> bytes:
-            return raw
-
-    Message.by_type.pop("Raw")
-    world.bus.publish(JOBS_COMMANDS, key, Raw(job_id=key, spec=JobSpec(type="probe"))).result()
 
 
 def test_a_202_survives_a_scheduler_that_dies_before_it_could_say_anything(world: World) -> None:
@@ -307,8 +277,9 @@ def test_whatever_arrives_twice_changes_nothing(world: World) -> None:
     assert len(registry.asked) == 1
 
 
-def test_a_wiped_bus_heals_from_the_truth(tmp_path: Path) -> None:
-    world = World(tmp_path, servers(old := MemoryServer()))
+def test_a_wiped_bus_heals_from_the_truth(tmp_path: Path, ground: Ground) -> None:
+    db_url = ground.new_database("scheduler")
+    world = World(tmp_path, ground.bus, db_url=db_url)
     world.start_scheduler()
     trainer = world.trainer()
     job, waiting = world.submit(), world.submit()
@@ -316,9 +287,10 @@ def test_a_wiped_bus_heals_from_the_truth(tmp_path: Path) -> None:
     before = world.until(job, "running")
     world.until(waiting, "queued")
     world.close()
-    assert old.logs
+    ground.wipe_bus()
 
-    wiped = World(tmp_path, servers(MemoryServer()))
+    wiped = World(tmp_path, ground.bus, db_url=db_url)
+    assert wiped.state(job) is None
     wiped.start_scheduler()
     after = wiped.until(job, "running")
     assert after.version == before.version
@@ -328,10 +300,6 @@ def test_a_wiped_bus_heals_from_the_truth(tmp_path: Path) -> None:
     assert wanted.wish is Wish.run
     assert list(wanted.accepted) == [0]
     wiped.close()
-
-
-def servers(server: MemoryServer) -> Callable[[], Bus]:
-    return lambda: MemoryBus(server)
 
 
 def test_what_the_truth_does_not_know_disappears_from_the_bus(world: World) -> None:
@@ -449,8 +417,8 @@ def test_a_second_scheduler_stands_by_until_the_first_is_gone(world: World) -> N
     standby.release()
 
 
-def test_a_scheduler_that_was_deposed_writes_nothing_and_ends(tmp_path: Path) -> None:
-    world = World(tmp_path, servers(MemoryServer()))
+def test_a_scheduler_that_was_deposed_writes_nothing_and_ends(tmp_path: Path, ground: Ground) -> None:
+    world = World(tmp_path, ground.bus, db_url=ground.new_database("scheduler"))
     service = world.start_scheduler()
     take_over(service.truth.engine)
     job = world.submit()
