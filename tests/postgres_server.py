@@ -10,15 +10,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.ports import free_port
+from tests.ports import free_ports_in_a_row
 
 ROLE, PASSWORD = "llmos", "secret"
 SYSTEM_USER = "nobody"
@@ -45,7 +46,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_ports_in_a_row(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
 
@@ -83,6 +84,17 @@ class PostgresServer:
             self._process.wait(START_S)
             self._process = None
 
+    def kill(self) -> None:
+        """kill -9 of the server and of every process that it has for a session."""
+        if self._process is not None:
+            everyone = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children()]
+            for process in everyone:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait(START_S)
+            psutil.wait_procs(everyone, START_S)  # the next one waits for the memory that these share
+            self._process = None
+
     def new_database(self, template: str = "template1") -> str:
         """A database of its own, like the template. Its name."""
         self._databases += 1
@@ -90,6 +102,13 @@ class PostgresServer:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY FILE_COPY")
         self.execute(statement.format(sql.Identifier(name), sql.Identifier(template), sql.Identifier(ROLE)))
         return name
+
+    def new_service(self, name: str, password: str) -> None:
+        """A role and its database, both of that name, as deploy/postgres makes them."""
+        role, database = sql.Identifier(name), sql.Identifier(name)
+        self.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password)))
+        self.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
+        self.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
 
     def execute(self, statement: str | sql.Composed, database: str = "postgres") -> list[tuple[Any, ...]]:
         """As the superuser. The rows that it gives."""

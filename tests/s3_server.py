@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from tests import beside
-from tests.ports import free_port
+from tests.ports import free_ports_in_a_row
 
 ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret-key"
@@ -47,25 +47,49 @@ def weed() -> str:
     return found
 
 
+class MinioServer:
+    """A real MinIO on a folder. It can be killed and started again. Skips where there is none, and fails in CI."""
+
+    def __init__(self, folder: Path) -> None:
+        script = beside.script("minio/minio.sh")
+        if script is None:
+            beside.go_without(NO_MINIO)
+        self._port = free_ports_in_a_row(2)  # the console takes the next one
+        self._folder = folder
+        self._command = ["bash", str(script), str(folder / "data"), str(self._port)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> S3Server:
+        """Returns when it answers; what it had kept is there again."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+        file = self._folder / "minio.log"
+        with file.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        _await_answer(f"http://{self.endpoint}/minio/health/ready", self._process, file)
+        return S3Server(self.endpoint, self._process.pid)
+
+    def kill(self) -> None:
+        """kill -9. The script has become the server, so there is nothing else to kill."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
 @contextmanager
 def minio_server(folder: Path) -> Iterator[S3Server]:
-    """A real MinIO on `folder`. Skips where there is none, and fails in CI."""
-    script = beside.script("minio/minio.sh")
-    if script is None:
-        beside.go_without(NO_MINIO)
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    environment = {**os.environ, "MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
-    with (folder / "minio.log").open("wb") as log:
-        command = ["bash", str(script), str(folder / "data"), str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    """A started MinIO on `folder`, ended afterwards."""
+    server = MinioServer(folder)
     try:
-        _await_answer(f"http://127.0.0.1:{port}/minio/health/ready", process, folder / "minio.log")
-        yield S3Server(f"127.0.0.1:{port}", process.pid)
+        yield server.start()
     finally:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 @contextmanager

@@ -18,11 +18,15 @@ from llmos.embedded.valkey_server import valkey_server
 
 
 class ValkeyServer:
-    """One Valkey on a unix socket. `durable` is how the bus's server runs, else how the one for replies does."""
+    """One Valkey on a unix socket, and on a port of this machine where one is given.
 
-    def __init__(self, folder: Path, *, durable: bool) -> None:
+    `durable` is how the bus's server runs, else how the one for replies does.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool, port: int = 0) -> None:
         self.folder = folder
         self.durable = durable
+        self.port = port
         self.socket = folder / "s"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,7 +46,16 @@ class ValkeyServer:
         options = ["--dir", str(self.folder), "--save", "", *durability]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(valkey_server()), "--port", "0", "--unixsocket", str(self.socket), *options],
+                [
+                    str(valkey_server()),
+                    "--port",
+                    str(self.port),
+                    "--bind",
+                    "127.0.0.1",
+                    "--unixsocket",
+                    str(self.socket),
+                    *options,
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

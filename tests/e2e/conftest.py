@@ -1,30 +1,20 @@
-"""One running system for all end-to-end tests that leave it as they found it."""
+"""One running system of each shape for all end-to-end tests that leave it as they found it."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from llmos.client import LLMOS
 from tests.e2e.system import System
+from tests.e2e.systems import SHAPES, new_system
 
 
-@pytest.fixture(scope="package")
-def system() -> Iterator[System]:
-    home = Path(tempfile.mkdtemp(prefix="llmos-e2e-", dir="/tmp"))
-    system = System(home)
-    try:
-        system.up()
+@pytest.fixture(scope="package", params=SHAPES)
+def system(request: pytest.FixtureRequest) -> Iterator[System]:
+    with new_system(request.param) as system:
         yield system
-        system.down()
-    finally:
-        if system.descendants():
-            system.kill_everything()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="package")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from llmos.client import LLMOS
 from tests.collector import Collector, Seen, collecting
-from tests.e2e.system import System
+from tests.e2e.systems import SHAPES, new_system
 from tests.tiny_model import make_tiny_llama
 from tests.waiting import eventually
 
@@ -29,21 +27,11 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-@pytest.fixture(scope="module")
-def client(collector: Collector) -> Iterator[LLMOS]:
+@pytest.fixture(scope="module", params=SHAPES)
+def client(request: pytest.FixtureRequest, collector: Collector) -> Iterator[LLMOS]:
     """Of a whole system that sends its traces to the collector."""
-    home = Path(tempfile.mkdtemp(prefix="llmos-traces-", dir="/tmp"))
-    system = System(home)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LLMOS_TRACES_URL", collector.url)
-        try:
-            system.up()
-            with system.client() as client:
-                yield client
-        finally:
-            if system.descendants():
-                system.kill_everything()
-            shutil.rmtree(home, ignore_errors=True)
+    with new_system(request.param, {"LLMOS_TRACES_URL": collector.url}) as system, system.client() as client:
+        yield client
 
 
 def find(spans: Sequence[Seen], service: str, name: str, **about: Any) -> list[Seen]:
