@@ -7,21 +7,26 @@ each try: what matters of that reaches the adapters as errors, so only its worst
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import google_crc32c
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
 from shared.settings import SettingsError, shown
 
+log = logging.getLogger("llmos.kafka")
+
 DEFAULT_PORT = 9092
 REQUEST_TIMEOUT_MS = 5000
 BOOTSTRAP_TIMEOUT_MS = 2000
+CLOSE_S = 1.0
 FETCH_WAIT_MS = 500
 """How long the server holds a read that finds nothing. It answers at the first byte, so this costs no time, only
 an idle consumer's processor: 4 % of a core at 50 ms, 0.6 % at 500 ms."""
@@ -46,6 +51,29 @@ def producer(url: str, client_id: str, **options: Any) -> KafkaProducer:
     """A producer that writes each message once and in order. Raises KafkaError when no server answers."""
     options = {"enable_idempotence": True, "acks": "all", "metrics_enabled": False, **options}
     return _client(KafkaProducer, url, client_id, **options)
+
+
+def partition_count(client: KafkaProducer, topic: str, wait_s: float = 0.0) -> int:
+    """How many the topic has; known from memory but for the first time. Raises KafkaError when that takes longer than
+    `wait_s` and the producer's own `max_block_ms`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return len(client.partitions_for(topic))
+        except KafkaTimeoutError as error:
+            if time.monotonic() >= deadline:
+                raise KafkaTimeoutError(
+                    f"no server says where topic {topic} is; if there is none yet, `llmos admin init` makes the topics"
+                ) from error
+
+
+def close(client: KafkaProducer) -> None:
+    """Let go of the producer, and of what it still holds after a moment: nobody waits for that any more."""
+    try:
+        client.close(timeout=CLOSE_S)
+    except KafkaError as error:
+        log.info("a producer ends with messages that were given up: %s", error)
+        client._sender.force_close()  # noqa: SLF001 - `close` has raised before it came to this
 
 
 def consumer(url: str, client_id: str, **options: Any) -> KafkaConsumer:

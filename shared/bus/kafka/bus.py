@@ -9,7 +9,7 @@ from shared.bus.delivery import Subscriptions
 from shared.bus.kafka.cluster import Cluster
 from shared.bus.kafka.follower import Follower
 from shared.bus.kafka.group import GroupReader
-from shared.bus.kafka.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Publisher
+from shared.bus.kafka.publisher import Publisher
 from shared.bus.port import (
     WIPE_PATIENCE_S,
     BrokenRecord,
@@ -18,6 +18,7 @@ from shared.bus.port import (
     Record,
     Subscription,
 )
+from shared.bus.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT
 from shared.contracts.message import Message
 from shared.contracts.topics import TOPICS, Topic
 from shared.kafka.clients import servers

@@ -19,11 +19,12 @@ from shared.bus.port import (
     Record,
     Subscription,
 )
+from shared.bus.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT
 from shared.bus.valkey import layout
 from shared.bus.valkey.follower import Follower
 from shared.bus.valkey.group import GroupReader
 from shared.bus.valkey.lag import lag
-from shared.bus.valkey.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Publisher
+from shared.bus.valkey.publisher import Publisher
 from shared.contracts.message import Message
 from shared.contracts.topics import Topic
 

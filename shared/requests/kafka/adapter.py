@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RetriableError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RetriableError
 
 from shared.contracts.inference import Cancel, Request, encode_item
-from shared.kafka.clients import producer, servers
+from shared.kafka import clients
 from shared.requests.kafka.inbox import Inbox
 from shared.requests.kafka.topic import MAX_REQUEST_BYTES, NAME, PARTITIONS, partition_of
 from shared.requests.port import RequestsUnavailable
@@ -31,7 +30,7 @@ class KafkaRequests:
     """Requests over the Kafka at `kafka://host:port[,host:port]`. Belongs to one event loop; connects when used."""
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        servers(url)
+        clients.servers(url)
         self._url = url
         self._timeout_s = timeout_s
         self._producer: KafkaProducer | None = None
@@ -67,7 +66,7 @@ class KafkaRequests:
             await asyncio.wait([self._connecting])
         client, self._producer = self._producer, None
         if client is not None:
-            await asyncio.to_thread(_close, client)
+            await asyncio.to_thread(clients.close, client)
 
     async def _connect(self) -> KafkaProducer:
         """The producer, which knows the topic: from then on, sending does not block the loop, but where the topic is
@@ -84,7 +83,7 @@ class KafkaRequests:
 
     def _new_producer(self) -> KafkaProducer:
         timeout_ms = int(self._timeout_s * 1000)
-        client = producer(
+        client = clients.producer(
             self._url,
             "requests",
             linger_ms=0,
@@ -94,11 +93,15 @@ class KafkaRequests:
             max_request_size=MAX_REQUEST_BYTES,
         )
         try:
-            if (found := len(_partitions(client, self._timeout_s))) != PARTITIONS:
-                raise KafkaError(f"topic {NAME} has {found} partitions instead of {PARTITIONS}: delete it")
-        except KafkaError as error:
-            _close(client)
-            raise KafkaError(f"{error}; `llmos admin init` makes the topic {NAME}") from error
+            found = clients.partition_count(client, NAME, self._timeout_s)
+            if found != PARTITIONS:
+                raise KafkaError(
+                    f"topic {NAME} has {found} partitions instead of {PARTITIONS}: delete it, and `llmos admin init` "
+                    "makes it anew"
+                )
+        except KafkaError:
+            clients.close(client)
+            raise
         return client
 
     async def _send(self, client: KafkaProducer, to: str, raw: bytes) -> None:
@@ -133,23 +136,4 @@ class KafkaRequests:
         """A producer does not get over some errors. The next to send makes another."""
         if self._producer is broken:
             self._producer = None
-            threading.Thread(target=_close, args=(broken,), daemon=True).start()
-
-
-def _partitions(client: KafkaProducer, timeout_s: float) -> set[int]:
-    """Those of the topic, once the producer has heard of it. Raises KafkaError when that takes too long."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return set(client.partitions_for(NAME))
-        except KafkaTimeoutError:
-            if time.monotonic() > deadline:
-                raise
-
-
-def _close(client: KafkaProducer) -> None:
-    try:
-        client.close(timeout=1)
-    except KafkaError as error:
-        log.debug("requests that nobody waits for any more are dropped: %s", error)
-        client._sender.force_close()  # noqa: SLF001 - `close` has raised before it came to this
+            threading.Thread(target=clients.close, args=(broken,), daemon=True).start()
