@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import httpx
 
+from shared.backoff import Backoff
+
 PATIENCE_S = 30.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
@@ -22,10 +24,9 @@ def _may_repeat(request: httpx.Request, error: httpx.TransportError) -> bool:
 
 
 def _pauses() -> Iterator[float]:
-    pause_s, deadline = FIRST_PAUSE_S, time.monotonic() + PATIENCE_S
+    backoff, deadline = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        yield pause_s
-        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        yield backoff.next_s()
 
 
 class PatientTransport(httpx.HTTPTransport):

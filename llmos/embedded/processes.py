@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.backoff import Backoff
 from shared.log_files import rotate
 from shared.processes import Life, await_end, birth_of, die_with_parent, group_of, kill_all, kill_group
 
@@ -45,7 +46,7 @@ class Child:
         self.restarts = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._pause_s = FIRST_PAUSE_S
+        self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._start_at: float | None = None
 
     @property
@@ -80,9 +81,9 @@ class Child:
             return False
         now = time.monotonic()
         if self._start_at is None:
-            healthy = now - self._started_at > HEALTHY_AFTER_S
-            self._pause_s = FIRST_PAUSE_S if healthy else min(self._pause_s * 2, LONGEST_PAUSE_S)
-            self._start_at = now + self._pause_s
+            if now - self._started_at > HEALTHY_AFTER_S:
+                self._backoff.reset()
+            self._start_at = now + self._backoff.next_s()
         if now < self._start_at:
             return False
         self.restarts += 1

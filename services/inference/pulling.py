@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import structlog
 
+from shared.backoff import Backoff
 from shared.contracts.artifacts import ArtifactPin, Manifest
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectNotFound, ObjectStore, StoreError, StoreUnavailable
@@ -87,15 +88,14 @@ class Puller:
             self._cache.release(pulling.result())
 
     async def _patiently(self, pin: ArtifactPin, on_trouble: OnTrouble, attempt: Callable[[], Awaitable[T]]) -> T:
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 result = await attempt()
             except StoreUnavailable as error:
                 log.warning("pull_waits", artifact=pin.ref, reason=str(error))
                 on_trouble(f"waiting for the object store: {error}")
-                await asyncio.sleep(pause_s)
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                await asyncio.sleep(backoff.next_s())
             except ObjectNotFound as error:
                 raise PullFailed(f"{pin.ref} is not in the object store: {error}", final=True) from error
             except StoreError as error:  # the disk is full, or bytes came broken: another try may do better

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.sql import Delete
 
 from services.registry.tables import current_state, outbox_answers, outbox_states
+from shared.backoff import Backoff
 from shared.bus.port import Bus, BusError
 from shared.bus.publishing import publish_all
 from shared.contracts.message import Message, decode
@@ -58,21 +59,21 @@ class Outbox:
         self._wake.set()
 
     def run(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not self._stopping.is_set():
             self._wake.clear()
             try:
                 with turn(self._engine, "outbox") as mine:
                     while mine and self.publish_round() and not self._stopping.is_set():
-                        pause_s = FIRST_PAUSE_S
+                        backoff.reset()
                 if mine:
                     self._wake.wait(LONGEST_PAUSE_S)
                 else:
                     self._stopping.wait(FIRST_PAUSE_S)
             except (*AWAY, BusError, TimeoutError) as error:
+                pause_s = backoff.next_s()
                 log.warning("outbox_waits", error=str(error), again_in_s=pause_s)
                 self._stopping.wait(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def publish_round(self) -> int:
         """Publish what waits; how many messages that was. Raises what the bus or the database raised."""

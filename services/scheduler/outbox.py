@@ -19,6 +19,7 @@ from services.scheduler.deployments import Deployment, desired_deployment
 from services.scheduler.domain import desired_attempt, job_state
 from services.scheduler.tables import deployments, dirty, jobs, outgoing
 from services.scheduler.truth import Truth, parse_job
+from shared.backoff import Backoff
 from shared.bus.port import Bus
 from shared.bus.publishing import publish_all
 from shared.contracts.jobs import DesiredAttempt, Wish
@@ -71,7 +72,7 @@ class Outbox:
 
     def run(self) -> None:
         """Until stopped. Raises Deposed; every other failure is tried again."""
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not self._stopping.is_set():
             self._wake.clear()
             try:
@@ -80,10 +81,9 @@ class Outbox:
                 sent, failed, self._last_error = 0, 1, error
             if failed:
                 log.warning("%d messages were not taken, and are sent again: %s", failed, self._last_error)
-                self._stopping.wait(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                self._stopping.wait(backoff.next_s())
             elif not sent:
-                pause_s = FIRST_PAUSE_S
+                backoff.reset()
                 self._wake.wait(LONGEST_PAUSE_S)
 
     def publish_round(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from shared.backoff import Backoff
 from shared.bus.port import Bus, BusError
 from shared.contracts.jobs import LogLines, Progress, RunMessage
 from shared.contracts.topics import JOBS_EVENTS, JOBS_LOGS
@@ -90,14 +91,13 @@ class Outbox:
     def _send(self, message: RunMessage) -> bool:
         """Tries for ever; False when abandoned."""
         topic = JOBS_LOGS if isinstance(message, Progress | LogLines) else JOBS_EVENTS
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not self._abandoned.is_set():
             try:
                 self._bus.publish(topic, message.job_id, message).result()
             except BusError as error:
                 log.warning("report_waits", job_id=message.job_id, report=type(message).__name__, reason=str(error))
-                self._abandoned.wait(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                self._abandoned.wait(backoff.next_s())
             else:
                 self._contact.made()
                 return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.trainer import protocol
+from shared.backoff import Backoff
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin, run_prefix
 from shared.contracts.jobs import CheckpointRef, DesiredAttempt, Output
 from shared.store.cache import ArtifactCache
@@ -118,7 +119,7 @@ class Transfers:
         self._patiently(lambda: stage_folder(self._store, prefix, folder, metadata, self._meter(doing)))
 
     def _patiently(self, move: Callable[[], T]) -> T:
-        started_s, pause_s = time.monotonic(), FIRST_PAUSE_S
+        started_s, backoff = time.monotonic(), Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             self._stop_if_aborted()
             try:
@@ -126,9 +127,9 @@ class Transfers:
             except StoreUnavailable as error:
                 if time.monotonic() - started_s > self._patience_s:
                     raise
+                pause_s = backoff.next_s()
                 self._say(f"the object store is away ({error}); trying again in {pause_s:g} s")
             self._aborted.wait(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _meter(self, doing: str) -> Callable[[int], None]:
         """Says how far a long move is, and ends it when the run is aborted."""

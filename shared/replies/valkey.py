@@ -14,6 +14,7 @@ import redis
 import redis.asyncio
 
 from shared import valkey
+from shared.backoff import Backoff
 from shared.contracts.inference import Frame, decode_frames, encode_frames
 from shared.replies.port import GatewayGone, RepliesLost, RepliesUnavailable
 
@@ -155,19 +156,18 @@ class _Stream:
     async def _keep(self) -> None:
         """Renew until the stream is lost: it is not there any more, or it cannot be renewed within its life."""
         renewed_at = time.monotonic()
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not (self._lost or self._closed):
             try:
                 self._lost = not await self._renew()
             except (redis.RedisError, OSError) as error:
                 self._outage.began(error)
                 self._lost = time.monotonic() - renewed_at > LIVES_S
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                await asyncio.sleep(backoff.next_s())
             else:
                 self._outage.ended()
                 renewed_at = time.monotonic()
-                pause_s = FIRST_PAUSE_S
+                backoff.reset()
                 await self._next_renewal()
 
     async def _renew(self) -> bool:
