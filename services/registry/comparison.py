@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 from sqlalchemy import Engine
 
 from services.registry.answers import mark_states
 from services.registry.tables import truth
-from shared.bus.port import Bus, Record
+from shared.bus.port import Bus, BusError, Record
+from shared.bus.whole import Whole
 from shared.contracts.artifacts import ArtifactAliasesState, ArtifactVersionState
 from shared.contracts.topics import REGISTRY_STATE
 from shared.db import AWAY, reading
@@ -28,6 +30,7 @@ class Comparison:
         self._bus = bus
         self._wake = wake
         self._shown: dict[str, str | int] = {}
+        self._whole = Whole(REGISTRY_STATE)
         self._lock = threading.Lock()
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
@@ -38,7 +41,7 @@ class Comparison:
         while not self._stopping.is_set():
             try:
                 self.mend()
-            except AWAY as error:
+            except (*AWAY, BusError) as error:
                 log.warning("comparison_put_off", error=str(error))
             self._stopping.wait(EVERY_S)
         following.close()
@@ -48,7 +51,7 @@ class Comparison:
         self._caught_up.set()
 
     def mend(self) -> None:
-        """What is only on its way is said twice, which does no harm."""
+        """What is only on its way is said twice, which does no harm. Raises BusError."""
         with self._lock:
             shown = dict(self._shown)
         with reading(self._engine) as connection:
@@ -59,8 +62,11 @@ class Comparison:
                 mark_states(connection, sorted(differing))
             self._wake()
             log.info("states_published_again", count=len(differing))
+        self._whole.compared(self._bus, wanted, shown, datetime.now(UTC))
 
     def _saw(self, record: Record) -> None:
+        if self._whole.saw(record):
+            return
         with self._lock:
             match record.message:
                 case ArtifactVersionState(publication_id=publication_id):

@@ -13,6 +13,7 @@ from services.scheduler.clock import Clock
 from services.scheduler.tables import deployments, jobs
 from services.scheduler.truth import Truth, mark_dirty
 from shared.bus.port import Bus, Record, Subscription
+from shared.bus.whole import Whole
 from shared.contracts.deployments import DesiredDeployment
 from shared.contracts.jobs import DesiredAttempt, JobState
 from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, Topic
@@ -24,6 +25,8 @@ TRUTH: dict[Topic, Select[Any]] = {
     DEPLOYMENTS_DESIRED: select(deployments.c.key, deployments.c.version).where(~deployments.c.deleted),
 }
 """Which key a compacted topic should show in which version. All three say it in a version that only grows."""
+SAID_WHOLE = (JOBS_STATE, DEPLOYMENTS_DESIRED)
+"""Those that readers keep a copy of: they may delete what a whole table lacks."""
 
 
 class Comparison:
@@ -33,6 +36,7 @@ class Comparison:
         self._truth = truth
         self._clock = clock
         self._shown: dict[Topic, dict[str, int]] = {topic: {} for topic in TRUTH}
+        self._whole = {topic: Whole(topic) for topic in SAID_WHOLE}
         self._caught_up: set[Topic] = set()
         self._lock = threading.Lock()
 
@@ -40,6 +44,9 @@ class Comparison:
         return [bus.follow(topic, self.saw, partial(self._caught_up.add, topic), patience_s=0) for topic in TRUTH]
 
     def saw(self, record: Record) -> None:
+        whole = self._whole.get(record.topic)
+        if whole and whole.saw(record):
+            return
         with self._lock:
             match record.message:
                 case JobState(version=version) | DesiredAttempt(version=version) | DesiredDeployment(version=version):
@@ -54,15 +61,25 @@ class Comparison:
     def differences(self) -> dict[tuple[str, str], datetime]:
         """Keys that the bus shows in another version, not at all, or though they should be gone."""
         now, found = self._clock.now(), {}
-        for topic, query in TRUTH.items():
-            with self._lock:
-                shown = dict(self._shown[topic])
-            with self._truth.reading() as connection:
-                wanted = {row[0]: row[1] for row in connection.execute(query)}
+        for topic in TRUTH:
+            wanted, shown = self._both(topic)
             for key in wanted.keys() | shown.keys():
                 if wanted.get(key) != shown.get(key):
                     found[topic.name, key] = now
         return found
+
+    def say_whole(self, bus: Bus) -> None:
+        """Tell readers of each table whether it shows all that it should. Raises BusError."""
+        for topic, whole in self._whole.items():
+            wanted, shown = self._both(topic)
+            whole.compared(bus, wanted, shown, self._clock.now())
+
+    def _both(self, topic: Topic) -> tuple[dict[str, int], dict[str, int]]:
+        """The versions that there should be, and those that are shown."""
+        with self._truth.reading() as connection:
+            wanted = {row[0]: row[1] for row in connection.execute(TRUTH[topic])}
+        with self._lock:
+            return wanted, dict(self._shown[topic])
 
     def mend(self) -> int:
         """Mark what differs for the outbox; what is only on its way is said twice, which does no harm."""
