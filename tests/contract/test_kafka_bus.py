@@ -21,7 +21,7 @@ from kafka.errors import KafkaError
 
 from shared.bus import check_access
 from shared.bus.delivery import RawRecord
-from shared.bus.kafka import KafkaBus
+from shared.bus.kafka import KafkaBus, group
 from shared.bus.kafka.follower import Follower
 from shared.bus.kafka.topics import create_topics, spec
 from shared.bus.port import BusUnavailable, IncompatibleBus, Record
@@ -266,6 +266,32 @@ def test_a_slow_handler_keeps_its_place_in_the_group(server: KafkaServer, bus: K
     assert second == []
 
 
+def test_what_a_member_handles_for_longer_than_its_group_waits_comes_again_elsewhere_and_is_not_lost(
+    server: KafkaServer, bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "REBALANCE_MS", 3000)
+    events, second = new_topic(server), Seen()
+    entered, go_on, first = threading.Event(), threading.Event(), list[str]()
+
+    def slow(records: Sequence[Record]) -> None:
+        entered.set()
+        go_on.wait(60)
+        first.extend(map(name_of, records))
+
+    names = [str(n) for n in range(20)]
+    put(bus, events, *names)
+    bus.subscribe(events, "g", slow, max_batch=1)
+    assert entered.wait(20)
+    other = KafkaBus(server.url, "other")
+    other.subscribe(events, "g", second)
+    eventually(lambda: sorted(second.names) == sorted(names), timeout_s=60)
+    assert first == []
+    go_on.set()
+    put(bus, events, "last")
+    eventually(lambda: {"last"} <= {*first, *second.names} and bus.lag(events, "g") == 0, timeout_s=60)
+    other.close()
+
+
 def test_a_follower_of_a_compacted_log_catches_up(server: KafkaServer, bus: KafkaBus) -> None:
     table = new_table(server)
     quick = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "0"}
@@ -338,6 +364,46 @@ def test_a_group_reads_a_topic_that_was_made_anew_from_its_beginning(server: Kaf
     put_from_elsewhere(server, events, *"defgh", key="job")  # more than there was: the old place is there again
     bus.subscribe(events, "g", seen)
     eventually(lambda: seen.names == list("abcdefgh"), timeout_s=30)
+
+
+def test_a_group_that_reads_on_while_its_topic_is_made_anew_misses_nothing(server: KafkaServer, bus: KafkaBus) -> None:
+    events, seen = new_topic(server), Seen()
+    other = KafkaBus(server.url, "other")
+    for member in (bus, other):
+        member.subscribe(events, "g", seen)
+    put(bus, events, *"abc", key="job")
+    eventually(lambda: seen.names == list("abc"))
+    server.delete(events.name)
+    create_topics(server.url, [events])
+    put_from_elsewhere(server, events, *"defgh", key="job")
+    eventually(lambda: set(seen.names) == set("abcdefgh"), timeout_s=60)
+    put_from_elsewhere(server, events, "i", key="job")
+    eventually(lambda: seen.names[-1] == "i" and bus.lag(events, "g") == 0)
+    other.close()
+
+
+def test_a_place_that_was_saved_in_a_topic_made_anew_by_who_read_the_old_one_is_not_gone_on_from(
+    server: KafkaServer, bus: KafkaBus
+) -> None:
+    events, seen, handled = new_topic(server), Seen(), list[str]()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(records: Sequence[Record]) -> None:
+        entered.set()
+        go_on.wait(60)
+        handled.extend(map(name_of, records))
+
+    put(bus, events, *"abc", key="job")
+    subscription = bus.subscribe(events, "g", slow)
+    assert entered.wait(20)
+    server.delete(events.name)
+    create_topics(server.url, [events])
+    put_from_elsewhere(server, events, *"defgh", key="job")
+    go_on.set()
+    eventually(lambda: handled[:3] == list("abc"))
+    subscription.close()
+    bus.subscribe(events, "g", seen)
+    eventually(lambda: set("defgh") <= {*seen.names, *handled}, timeout_s=30)
 
 
 def test_a_dlq_record_says_why_it_is_there(server: KafkaServer, bus: KafkaBus) -> None:

@@ -90,7 +90,7 @@ class Cluster:
         for topic in topics:
             if (found := len(there[topic.name]["partitions"])) != topic.partitions:
                 raise IncompatibleBus(_misshapen(topic, f"{found} partitions", f"{topic.partitions}"))
-        ids = {name: found["topic_id"] for name, found in there.items()}
+        ids = {name: UUID(found["topic_id"]) for name, found in there.items()}
         if unknown := [topic for topic in topics if self._checked.get(topic.name) != ids[topic.name]]:
             found_cleanup = cleanup_of(client, [topic.name for topic in unknown])
             for topic in unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,10 +20,14 @@ from shared.bus.kafka.reading import Reader, from_kafka
 from shared.bus.kafka.topics import group_id
 from shared.bus.port import BrokenRecord, Handle, Record
 from shared.contracts.topics import Topic
-from shared.kafka.clients import consumer, go_on_joining
+from shared.kafka.clients import REQUEST_TIMEOUT_MS, consumer, go_on_joining, identity_of
+
+log = logging.getLogger("llmos.bus")
 
 SESSION_MS = 10_000
 HEARTBEAT_MS = 3_000
+REBALANCE_MS = 300_000
+"""How long the group waits for a member whose handler runs on while a partition is to move."""
 LANE_LOOK_S = 0.01
 
 MakeLane = Callable[[int], Lane]
@@ -68,13 +73,18 @@ class GroupReader(Reader):
             partition_assignment_strategy=[CooperativeStickyAssignor],
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
+            max_poll_interval_ms=REBALANCE_MS,
         )
-        lanes = self._lanes = Lanes(lambda partition: self._lane(client, partition))
+        lanes = self._lanes = Lanes(lambda partition: self._lane(client, partition, identity))
         try:
             client.subscribe([self.topic.name], listener=lanes)
             while not self.stopping.is_set() and self.is_same(identity):
-                for partition, records in self.poll(client).items():
-                    lanes.add(partition.partition, [from_kafka(record) for record in records])
+                found = self.poll(client)
+                if identity_of(client, self.topic.name) not in {None, identity}:
+                    return
+                for where, records in found.items():
+                    if lanes.has(where.partition) or self._goes_on(client, where, identity):
+                        lanes.add(where.partition, [from_kafka(record) for record in records])
                 lanes.throttle(client, self.topic)
                 go_on_joining(client)
         finally:
@@ -84,12 +94,24 @@ class GroupReader(Reader):
             finally:
                 lanes.wait()
 
-    def _lane(self, client: KafkaConsumer, partition: int) -> Lane:
+    def _goes_on(self, client: KafkaConsumer, where: TopicPartition, identity: UUID) -> bool:
+        """Whether the group's place is one in this topic. After one in an earlier topic of the same name it is moved to
+        the beginning: that topic's last reader may have saved it in this one. Raises KafkaError, BusUnavailable."""
+        place = client.committed(where, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
+        if place is None or place.metadata in {"", str(identity)}:
+            return True
+        if self.look(identity):
+            log.warning("%s was made anew: group %s begins at its beginning", self.topic.name, self._group)
+            client.seek_to_beginning(where)
+            client.commit({where: OffsetAndMetadata(0, str(identity), -1)})
+        return False
+
+    def _lane(self, client: KafkaConsumer, partition: int, identity: UUID) -> Lane:
         where = TopicPartition(self.topic.name, partition)
 
         def commit(offset: int) -> None:
             # On the client's own thread, which answers while this reader's thread polls.
-            client.commit({where: OffsetAndMetadata(offset, "", -1)})
+            client.commit({where: OffsetAndMetadata(offset, str(identity), -1)})
 
         on_broken = self._one_at_a_time(self._on_broken) if self._on_broken else None
         handle: Handle = self._one_at_a_time(self._handle)
@@ -126,6 +148,11 @@ class Lanes(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             lane = self._lanes.get(partition) or self._lanes.setdefault(partition, self._make(partition))
             lane.add(records)
+
+    def has(self, partition: int) -> bool:
+        """Whether any records of it have come since it was assigned."""
+        with self._lock:
+            return partition in self._lanes
 
     def throttle(self, client: KafkaConsumer, topic: Topic) -> None:
         """Read no more of a partition while its lane is full."""
