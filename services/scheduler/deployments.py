@@ -20,11 +20,19 @@ from shared.contracts.deployments import (
     ReplicaStatus,
     deployment_key,
 )
+from shared.contracts.jobs import Resources
 from shared.contracts.message import Value
 from shared.contracts.nodes import Role
 
 TRIED_NODES = 3
 """A deployment that failed on so many nodes, and on as many as it has replicas, would fail on the next one too."""
+
+
+class LeavingReplica(ReplicaPlace):
+    """A replica that nobody wants any more, with what it was given: its deployment may ask for other things by now."""
+
+    holds: Resources | None = None
+    """None in what was written down by a version that did not tell."""
 
 
 class Deployment(Value):
@@ -39,8 +47,8 @@ class Deployment(Value):
     adapters: list[ArtifactPin] = Field(default_factory=list)
     replicas: list[ReplicaPlace] = Field(default_factory=list)
     """Oldest first."""
-    leaving: list[ReplicaPlace] = Field(default_factory=list)
-    """Replicas nobody wants any more, which hold their devices until their node no longer lists them."""
+    leaving: list[LeavingReplica] = Field(default_factory=list)
+    """They hold what they have until their node no longer lists them."""
     asked_version: int = 0
     """The version at which a person deployed or scaled it last: what failed before that does not count."""
     failures: list[ReplicaFailure] = Field(default_factory=list)
@@ -53,11 +61,14 @@ class Deployment(Value):
         return deployment_key(self.tenant, self.name)
 
     def uses(self) -> list[Use]:
+        held = [(seat, self.spec.resources) for seat in self.replicas]
+        held += [(seat, seat.holds or self.spec.resources) for seat in self.leaving]
+        return [Use(seat.node, Role.inference, has.cpus, has.memory_bytes, seat.devices) for seat, has in held]
+
+    def leave(self, seats: list[ReplicaPlace]) -> list[LeavingReplica]:
+        """What is leaving when these of its replicas do so too."""
         wants = self.spec.resources
-        return [
-            Use(seat.node, Role.inference, wants.cpus, wants.memory_bytes, seat.devices)
-            for seat in [*self.replicas, *self.leaving]
-        ]
+        return [*self.leaving, *(LeavingReplica(**seat.model_dump(), holds=wants) for seat in seats)]
 
 
 def desired_deployment(deployment: Deployment) -> DesiredDeployment | None:
@@ -160,12 +171,12 @@ def changed_spec(deployment: Deployment, spec: DeploymentSpec) -> Deployment:
     asked = deployment.changed(spec=spec, deleted=False, failures=[], version=version, asked_version=version)
     if deployment.deleted or spec.resources == deployment.spec.resources:
         return asked
-    return asked.changed(replicas=[], leaving=[*deployment.leaving, *deployment.replicas])
+    return asked.changed(replicas=[], leaving=deployment.leave(deployment.replicas))
 
 
 def undeployed(deployment: Deployment) -> Deployment:
     """Gone for readers and agents; the row stays, so that versions go on growing if the name is deployed again."""
-    leaving = [*deployment.leaving, *deployment.replicas]
+    leaving = deployment.leave(deployment.replicas)
     return _changed(deployment, deleted=True, replicas=[], leaving=leaving, adapters=[], failures=[], problem="")
 
 
@@ -196,7 +207,7 @@ def plan(deployment: Deployment, rooms: Rooms, around: Surroundings) -> Deployme
     return _changed(
         deployment,
         replicas=seats,
-        leaving=leaving + [seat for seat in dropped if not around.is_gone(seat.node)],
+        leaving=going.changed(leaving=leaving).leave([seat for seat in dropped if not around.is_gone(seat.node)]),
         adapters=adapters,
         failures=going.failures,
         problem="; ".join(filter(None, problems)),

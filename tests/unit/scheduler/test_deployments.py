@@ -158,6 +158,33 @@ def test_devices_of_a_leaving_replica_are_free_once_its_node_no_longer_lists_it(
     assert cluster.plan().replicas[0].devices == [0]
 
 
+def test_a_leaving_replica_holds_what_it_was_given_and_not_what_is_asked_for_now() -> None:
+    cluster = Cluster(nodes=["n1"], replicas=1, resources=Resources(memory_bytes=40 * GIB))
+    cluster.plan()
+    cluster.still_listed = {"r1"}
+    smaller = cluster.deployment.spec.changed(resources=Resources(memory_bytes=30 * GIB))
+    cluster.command(Deploy(name="chat", spec=smaller))
+    cluster.deployment = Deployment.model_validate_json(cluster.deployment.model_dump_json())
+    assert [use.memory_bytes for use in cluster.deployment.uses()] == [40 * GIB]
+    assert "no inference node has room for more" in cluster.plan().problem
+    cluster.still_listed = set()
+    cluster.plan()
+    assert cluster.plan().replicas
+    assert [use.memory_bytes for use in cluster.deployment.uses()] == [30 * GIB]
+
+
+def test_a_leaving_replica_that_an_older_version_wrote_down_holds_what_its_deployment_asks_for() -> None:
+    before = Deployment.model_validate(
+        {
+            "name": "chat",
+            "spec": {"model": MODEL, "resources": {"memory_bytes": GIB}},
+            "leaving": [{"replica_id": "r1", "node": "n1", "devices": [0]}],
+        }
+    )
+    (held,) = before.uses()
+    assert (held.node, held.memory_bytes, held.devices) == ("n1", GIB, [0])
+
+
 def test_registered_adapters_of_the_base_are_adopted_newest_first_up_to_the_limit() -> None:
     cluster = Cluster(max_loras=2)
     for name, age_s in (("old", 30), ("newest", 10), ("new", 20)):
