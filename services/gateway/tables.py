@@ -25,6 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    true,
 )
 
 metadata = MetaData()
@@ -100,6 +101,7 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("dispatched_at", Moment),
+    Column("placeable", Boolean, nullable=False, server_default=true()),
     Column("state", JSON, nullable=False),
     Index("ix_jobs_list", "tenant", "job_id"),
     Index("ix_jobs_status", "status", "tenant"),

@@ -47,6 +47,8 @@ class Job(Value):
     retry_of: str | None = None
     status: JobStatus = JobStatus.queued
     reason: str = ""
+    placeable: bool = True
+    """False while it is queued for what no known node has."""
     version: int = 1
     desired_version: int = 0
     """The version at which what workers shall converge to changed last; 0 while there was nothing yet."""
@@ -164,6 +166,7 @@ def job_state(job: Job) -> JobState:
         spec=job.spec,
         status=job.status,
         reason=job.reason,
+        placeable=job.placeable,
         attempt=job.attempt,
         attempts=job.attempts,
         checkpoints=job.checkpoints,

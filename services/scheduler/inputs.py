@@ -41,9 +41,10 @@ class AnswerOverdue:
 
 @dataclass(frozen=True)
 class Waits:
-    """Why the job is still in the queue, for a person."""
+    """Why the job is still in the queue, for a person, and whether it could start if its turn came."""
 
     reason: str
+    placeable: bool = True
 
 
 Internal = Dispatch | AttemptLost | StopOverdue | BackoffOver | AnswerOverdue | Waits

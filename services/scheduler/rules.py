@@ -64,6 +64,7 @@ def dispatch(job: Job, order: Dispatch, at: Moment) -> Job:
     return job.changed(
         status=JobStatus.starting,
         reason=f"starts on {_nodes(attempt)}",
+        placeable=True,
         attempts=[*job.attempts, attempt][-KEPT_ATTEMPTS:],
         announced={},
         resume_from=job.checkpoints[-1] if job.checkpoints else None,
@@ -72,7 +73,7 @@ def dispatch(job: Job, order: Dispatch, at: Moment) -> Job:
 
 
 def wait(job: Job, why: Waits, _: Moment) -> Job:
-    return job if job.reason == why.reason else job.changed(reason=why.reason)
+    return job if job.reason == why.reason else job.changed(reason=why.reason, placeable=why.placeable)
 
 
 def queue_again(job: Job, _: Any, __: Moment) -> Job:

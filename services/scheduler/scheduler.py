@@ -168,7 +168,7 @@ class Scheduler:
             rooms.hold_back(need)
         if self._telling_is_due():
             for job in work.told_otherwise(turn.line, reason, TOLD_AT_ONCE):
-                self._ledger.tell(work, job, Waits(reason))
+                self._ledger.tell(work, job, Waits(reason, placeable=reason != never or not rooms.rooms))
 
     def _telling_is_due(self) -> bool:
         """Reasons are for people: looking through the whole queue for them at every wake would be waste."""

@@ -276,6 +276,8 @@ class JobState(Message):
     status: JobStatus
     reason: str = ""
     """One sentence for a person: why it waits, what it does, how it ended."""
+    placeable: bool = True
+    """False while it waits for what no known node has, even an empty one: `reason` says what."""
     attempt: int = 0
     attempts: list[AttemptState] = Field(default_factory=list)
     checkpoints: list[CheckpointRef] = Field(default_factory=list)

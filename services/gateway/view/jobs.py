@@ -61,15 +61,19 @@ class Jobs:
         save_job(sql, state)
 
     def queue_position(self, state: JobState) -> int | None:
-        """How many jobs start no later than this one, itself included; None when it does not wait."""
-        if state.status is not JobStatus.queued:
+        """How many jobs start no later than this one, itself included; None when it does not wait for its turn.
+
+        One that waits for what no node has stands in nobody's way, and has no place.
+        """
+        if state.status is not JobStatus.queued or not state.placeable:
             return None
         priority = state.spec.priority
         sooner = or_(
             jobs.c.priority > priority,
             and_(jobs.c.priority == priority, jobs.c.created_at < state.created_at),
         )
-        query = select(func.count()).select_from(jobs).where(jobs.c.status == JobStatus.queued.value, sooner)
+        waiting = and_(jobs.c.status == JobStatus.queued.value, jobs.c.placeable)
+        query = select(func.count()).select_from(jobs).where(waiting, sooner)
         with reading(self._engine) as sql:
             return (sql.execute(query).scalar() or 0) + 1
 

@@ -50,6 +50,7 @@ def save_job(sql: Connection, state: JobState) -> None:
         "priority": state.spec.priority,
         "created_at": state.created_at,
         "dispatched_at": current.dispatched_at if current and state.status is JobStatus.starting else None,
+        "placeable": state.placeable,
         "state": state.model_dump(mode="json"),
     }
     upsert(sql, jobs, row, lambda new: jobs.c.version < new.version)

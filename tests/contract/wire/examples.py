@@ -168,6 +168,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
     },
     JobState: {
         "job_id": JOB,
+        "placeable": True,
         "version": 12,
         "spec": SPEC,
         "status": JobStatus.running,

@@ -84,7 +84,7 @@ def test_a_gang_gets_nodes_of_its_own_all_or_none() -> None:
 def gang(rooms: Rooms, **resources: int) -> list[tuple[str, int, list[int]]] | None:
     """The places of a training job, as (node, rank, devices)."""
     places = rooms.find(rooms.need(Resources(**resources), wants_device=True))
-    return places and [(place.node, place.rank, place.devices) for place in places]
+    return None if places is None else [(place.node, place.rank, place.devices) for place in places]
 
 
 def test_a_gang_has_one_rank_for_every_device_of_every_node() -> None:

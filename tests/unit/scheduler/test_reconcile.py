@@ -144,6 +144,41 @@ def test_a_job_that_fits_passes_one_that_does_not(desk: Desk) -> None:
     desk.look()
     assert desk.started() == ["small"]
     assert desk.job("huge").reason == "needs 8 devices; the largest node has 0"
+    assert not desk.job("huge").placeable
+    desk.node(devices=8)
+    desk.look()
+    assert desk.started() == ["huge", "small"]
+    assert desk.job("huge").placeable
+
+
+def test_a_job_that_only_waits_is_one_that_could_start(desk: Desk) -> None:
+    desk.submit("first", "second")
+    desk.look()
+    assert desk.job("second").reason == "waits for a trainer node"
+    assert desk.job("second").placeable  # nodes come and go
+    desk.node()
+    desk.look()
+    assert desk.job("second").reason == "waits for its turn"
+    assert desk.job("second").placeable
+
+
+def test_what_is_left_of_a_gang_holds_its_node_once_and_its_own_devices(desk: Desk) -> None:
+    left = tuple(RunRef(job_id="old", attempt=1, rank=rank, run_id=f"run-{rank}") for rank in (0, 1))
+    desk.node(devices=4, slots=1)
+    desk.submit("old", resources=Resources(devices=2, cpus=600))
+    desk.look()
+    assert [place.devices for place in desk.job("old").places] == [[0], [1]]
+    desk.node(devices=4, runs=left)
+    desk.said(*(started(1, f"run-{rank}", rank, job_id="old") for rank in (0, 1)))
+    desk.said(succeeded(1, "run-0", outputs=()).changed(job_id="old"))
+    desk.submit("next", resources=Resources(devices=2, cpus=400))
+    desk.submit("last", resources=Resources(devices=1, cpus=1))
+    desk.look()
+    assert [place.devices for place in desk.job("next").places] == [[2], [3]]
+    assert "last" not in desk.started()
+    desk.node(devices=4, runs=left[:1])
+    desk.look()
+    assert "last" not in desk.started()  # rank 0 has the node's 600 processors still
 
 
 def test_a_device_is_free_only_when_the_old_run_has_left_it(desk: Desk) -> None:
