@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
 
+from shared.bus.kafka import reading
 from shared.bus.memory import MemoryBus, MemoryServer
 from shared.bus.port import Bus
 from shared.bus.valkey import ValkeyBus, layout
@@ -28,6 +30,8 @@ from tests.own_topics import OwnTopics
 from tests.s3_server import S3Server
 from tests.servers import ValkeyServer, valkey
 
+NOTICES_MS = 50
+"""How long a subscription to Kafka may take here to notice that it was closed: else most of a test is such waits."""
 GROUNDS = ["memory", "cluster"]
 
 
@@ -212,7 +216,8 @@ def _valkey(_: pytest.FixtureRequest, folder: Path) -> Iterator[Ground]:
 @contextmanager
 def _cluster(request: pytest.FixtureRequest, folder: Path) -> Iterator[Ground]:
     minio: S3Server = request.getfixturevalue("minio")
-    yield ClusterGround(kafka(), minio, maker("postgresql", request, folder))
+    with patch.object(reading, "POLL_MS", NOTICES_MS):
+        yield ClusterGround(kafka(), minio, maker("postgresql", request, folder))
 
 
 _OPEN: dict[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Ground]]] = {

@@ -16,8 +16,7 @@ import openai
 import uvicorn
 
 from services.gateway.main import create_app
-from shared.bus.memory import MemoryBus, MemoryServer
-from shared.bus.port import Record
+from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import (
     ArtifactAliasesState,
     ArtifactKind,
@@ -69,8 +68,9 @@ from shared.db import open_database
 from shared.replies.memory import MemoryReplyHub
 from shared.requests.memory import MemoryRequests
 from shared.settings import Settings
-from shared.store.local import LocalStore
+from shared.store.port import ObjectStore
 from shared.store.staging import read_manifest, staged_file_key, staged_manifest_key
+from tests.ground import Ground, MemoryGround
 from tests.waiting import eventually
 
 KEY = "sk-llmos-test"
@@ -79,7 +79,7 @@ KEY = "sk-llmos-test"
 class Scheduler:
     """Shows every submitted job as queued; the test moves it on."""
 
-    def __init__(self, bus: MemoryBus) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._lock = threading.RLock()
         self.jobs: dict[str, JobState] = {}
@@ -92,8 +92,9 @@ class Scheduler:
 
     def move(self, job_id: str, status: JobStatus, **changes: Any) -> JobState:
         """A transition, as the scheduler publishes it: the state, then the event."""
+        eventually(lambda: self.jobs.get(job_id), what=f"the submit of {job_id}")
         with self._lock:
-            before = eventually(lambda: self.jobs.get(job_id), what=f"the submit of {job_id}")
+            before = self.jobs[job_id]
             after = before.changed(status=status, version=before.version + 1, **changes)
             self.jobs[job_id] = after
         self._bus.publish(JOBS_STATE, job_id, after)
@@ -107,6 +108,7 @@ class Scheduler:
         """Accept a run of an attempt."""
         now = datetime.now(UTC)
         place = AttemptState(attempt=attempt, runs={0: run_id}, dispatched_at=now, started_at=now)
+        eventually(lambda: self.jobs.get(job_id), what=f"the submit of {job_id}")
         attempts = [*self.jobs[job_id].attempts, place]
         return self.move(job_id, JobStatus.running, attempt=attempt, attempts=attempts, started_at=now)
 
@@ -184,7 +186,7 @@ class Scheduler:
 class Registry:
     """Publishes what is staged, moves aliases, deletes; answers every command. `refuse` makes it reject."""
 
-    def __init__(self, bus: MemoryBus, store: LocalStore) -> None:
+    def __init__(self, bus: Bus, store: ObjectStore) -> None:
         self._bus = bus
         self._store = store
         self.published: dict[str, ArtifactVersionState] = {}
@@ -292,23 +294,24 @@ class Registry:
 
 
 class GatewayWorld:
-    """What outlives a gateway: the bus's server, the store, the database, the other services."""
+    """What outlives a gateway: the ground that all stand on, and the other services."""
 
-    def __init__(self, home: Path, **settings: Any) -> None:
-        self.settings = Settings(home=home, api_key=KEY, **settings)
-        self.server = MemoryServer()
-        self.store = LocalStore(home / "objects")
-        self.bus = MemoryBus(self.server)
+    def __init__(self, home: Path, ground: Ground | None = None, **settings: Any) -> None:
+        self.ground: Ground = ground or MemoryGround(home)
+        if "db_url" not in settings:
+            settings["db_url"] = self.ground.new_database("gateway")
+        self.settings = Settings(home=home, api_key=KEY, **self.ground.store_settings, **settings)
+        self.store = self.ground.store()
+        self.bus = self.ground.bus()
         self.scheduler = Scheduler(self.bus)
         self.registry = Registry(self.bus, self.store)
 
     @contextmanager
-    def gateway(self, bus: MemoryBus | None = None, *, ready: bool = True) -> Iterator[Running]:
+    def gateway(self, *, ready: bool = True) -> Iterator[Running]:
         """One gateway, ready unless something that it needs is away. Several may run at once."""
-        gateway_bus = bus or MemoryBus(self.server)
         app = create_app(
             self.settings,
-            gateway_bus,
+            self.ground.bus(),
             self.store,
             MemoryRequests(),
             MemoryReplyHub().replies(),
@@ -321,16 +324,15 @@ class GatewayWorld:
             thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
             thread.start()
             eventually(lambda: server.started, what="the gateway's start")
-            running = Running(app, gateway_bus, f"http://127.0.0.1:{listening.getsockname()[1]}")
+            running = Running(app, f"http://127.0.0.1:{listening.getsockname()[1]}")
             try:
-                if ready and not gateway_bus.away:
+                if ready:
                     running.wait_until_ready()
                 yield running
             finally:
                 running.close()
                 server.should_exit = True
                 thread.join(20)
-                gateway_bus.close()
 
     def close(self) -> None:
         self.bus.close()
@@ -339,9 +341,8 @@ class GatewayWorld:
 class Running:
     """A gateway that answers, and the clients to ask it with."""
 
-    def __init__(self, app: Any, bus: MemoryBus, url: str) -> None:
+    def __init__(self, app: Any, url: str) -> None:
         self.app = app
-        self.bus = bus
         self.url = url
         headers = {"Authorization": f"Bearer {KEY}"}
         self.http = httpx.Client(base_url=url, headers=headers, timeout=20)

@@ -14,14 +14,14 @@ from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.deployments import ReplicaState, ReplicaStatus
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import DEPLOYMENTS_STATUS, NODES_HEARTBEATS
-from tests.databases import NewDatabase
+from tests.ground import Ground
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def world(tmp_path: Path, new_database: NewDatabase) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path, db_url=new_database("gateway"))
+def world(tmp_path: Path, ground: Ground) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path, ground)
     yield world
     world.close()
 

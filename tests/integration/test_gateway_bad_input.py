@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from shared.contracts.artifacts import ArtifactKind
-from tests.databases import KINDS, maker
+from tests.ground import Ground
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
@@ -19,12 +18,10 @@ IMPORT = {"type": "import", "params": {"source": "/models/a"}}
 DEEP = b'{"type": "probe", "params": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
-    folder = Path(tmp_path_factory.mktemp("gateway"))
-    world = GatewayWorld(
-        folder, db_url=maker(request.param, request, folder)("gateway"), allow_hub=False, max_body_bytes=100_000
-    )
+@pytest.fixture(scope="module")
+def world(lasting_ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
+    folder = tmp_path_factory.mktemp("gateway")
+    world = GatewayWorld(folder, lasting_ground, allow_hub=False, max_body_bytes=100_000)
     yield world
     world.close()
 

@@ -6,23 +6,25 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from shared.bus.memory import MemoryBus
 from shared.contracts.jobs import AttemptStarted, JobStatus, LogLines, Progress
 from shared.contracts.topics import JOBS_LOGS, JOBS_STATE
-from tests.databases import NewDatabase
+from shared.contracts.whole import WHOLE, TableWhole
+from tests.ground import Ground
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def world(tmp_path: Path, new_database: NewDatabase) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path, db_url=new_database("gateway"))
+def world(tmp_path: Path, ground: Ground) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path, ground)
     yield world
     world.close()
 
@@ -101,14 +103,13 @@ def test_an_sdks_own_retry_joins_the_first_try(here: Running) -> None:
     assert post(0) != first
 
 
-def test_a_202_survives_a_bus_that_is_away_and_a_gateway_that_dies(world: GatewayWorld) -> None:
-    away = MemoryBus(world.server)
-    away.away = True
-    with world.gateway(away) as gateway:
-        job_id = gateway.submit(name="kept")
-        cancelled = gateway.submit(name="cancelled")
-        assert gateway.http.post(f"/v1/jobs/{cancelled}/cancel").status_code == 202
-    assert world.scheduler.submits == []
+def test_a_202_survives_a_bus_that_is_away_and_a_gateway_that_dies(world: GatewayWorld, ground: Ground) -> None:
+    with ground.bus_away():
+        with world.gateway(ready=False) as gateway:
+            job_id = gateway.submit(name="kept")
+            cancelled = gateway.submit(name="cancelled")
+            assert gateway.http.post(f"/v1/jobs/{cancelled}/cancel").status_code == 202
+        assert world.scheduler.submits == []
     with world.gateway() as gateway:
         assert gateway.job(job_id)["status"] == "queued"
         eventually(lambda: gateway.job(job_id)["version"] == 1)
@@ -116,22 +117,22 @@ def test_a_202_survives_a_bus_that_is_away_and_a_gateway_that_dies(world: Gatewa
         assert job_id in world.scheduler.jobs
 
 
-def test_past_the_limit_of_unpublished_jobs_comes_503(tmp_path: Path) -> None:
-    world = GatewayWorld(tmp_path, max_unpublished=2)
-    away = MemoryBus(world.server)
-    away.away = True
-    with world.gateway(away) as gateway:
-        assert [gateway.http.post("/v1/jobs", json={"type": "probe"}).status_code for _ in range(3)] == [202, 202, 503]
-        refused = gateway.http.post("/v1/jobs", json={"type": "probe"})
-        assert refused.headers["retry-after"]
-        assert gateway.http.get("/readyz").json()["missing"]["bus"]
-        away.away = False
-        eventually(lambda: gateway.http.post("/v1/jobs", json={"type": "probe"}).status_code == 202)
-    world.close()
+def test_past_the_limit_of_unpublished_jobs_comes_503(tmp_path: Path, ground: Ground) -> None:
+    world = GatewayWorld(tmp_path, ground, max_unpublished=2)
+    with ExitStack() as until_it_is_back:
+        until_it_is_back.enter_context(ground.bus_away())
+        with world.gateway(ready=False) as gateway:
+            statuses = [gateway.http.post("/v1/jobs", json={"type": "probe"}).status_code for _ in range(3)]
+            assert statuses == [202, 202, 503]
+            refused = gateway.http.post("/v1/jobs", json={"type": "probe"})
+            assert refused.headers["retry-after"]
+            assert gateway.http.get("/readyz").json()["missing"]["bus"]
+            until_it_is_back.close()
+            eventually(lambda: gateway.http.post("/v1/jobs", json={"type": "probe"}).status_code == 202)
 
 
-def test_a_tenant_has_a_limit_of_unfinished_jobs(tmp_path: Path) -> None:
-    world = GatewayWorld(tmp_path, max_queued_jobs=1)
+def test_a_tenant_has_a_limit_of_unfinished_jobs(tmp_path: Path, ground: Ground) -> None:
+    world = GatewayWorld(tmp_path, ground, max_queued_jobs=1)
     with world.gateway() as gateway:
         gateway.submit()
         refused = gateway.http.post("/v1/jobs", json={"type": "probe"})
@@ -156,6 +157,7 @@ def test_jobs_purged_while_no_gateway_ran_are_gone(world: GatewayWorld) -> None:
         eventually(lambda: gateway.job(kept)["version"] == 1)
         eventually(lambda: gateway.job(gone)["version"] == 1)
     world.bus.publish(JOBS_STATE, gone, None)
+    world.bus.publish(JOBS_STATE, WHOLE, TableWhole(as_of=datetime.now(UTC))).result()
     with world.gateway() as gateway:
         assert gateway.http.get(f"/v1/jobs/{gone}").status_code == 404
         assert gateway.job(kept)["version"] == 1
@@ -237,7 +239,8 @@ def test_inputs_are_pinned_to_versions(world: GatewayWorld, here: Running) -> No
     file_id = here.upload()
     job_id = here.submit(inputs={"data": file_id})
     assert here.job(job_id)["inputs"] == {"data": f"{file_id}@1"}
-    assert world.scheduler.submits[-1].spec.inputs["data"].manifest_key
+    submitted = eventually(lambda: world.scheduler.submits, what="the submit")
+    assert submitted[-1].spec.inputs["data"].manifest_key
 
 
 def test_a_job_too_large_for_the_queue_is_refused_with_the_way_out(here: Running) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import openai
 import pytest
@@ -13,17 +12,16 @@ from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import CheckpointRef, Failure, FailureReason, JobStatus, Progress
 from shared.contracts.message import Message
 from shared.contracts.topics import JOBS_LOGS
-from tests.databases import KINDS, maker
+from tests.ground import Ground
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
-    folder = Path(tmp_path_factory.mktemp("gateway"))
-    world = GatewayWorld(folder, db_url=maker(request.param, request, folder)("gateway"))
+@pytest.fixture(scope="module")
+def world(lasting_ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path_factory.mktemp("gateway"), lasting_ground)
     yield world
     world.close()
 

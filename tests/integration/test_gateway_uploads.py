@@ -18,16 +18,15 @@ from sqlalchemy import event, func, select
 from services.gateway.tables import files
 from shared.contracts.artifacts import ArtifactKind
 from shared.db import open_database
-from shared.store.local import LocalStore
 from shared.store.port import StoreFull
-from tests.databases import NewDatabase
+from tests.ground import Ground
 from tests.integration.gateway_world import KEY, GatewayWorld, Running
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def world(tmp_path: Path, new_database: NewDatabase) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path, db_url=new_database("gateway"), max_upload_bytes=4 * 2**20)
+def world(tmp_path: Path, ground: Ground) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path, ground, max_upload_bytes=4 * 2**20)
     yield world
     world.close()
 
@@ -46,6 +45,7 @@ def staged(world: GatewayWorld) -> list[str]:
     return [found.key for found in world.store.list("staging/uploads/")]
 
 
+@pytest.mark.parametrize("ground", ["memory"], indirect=True)  # an upload under way is only seen in a folder
 def test_an_upload_cut_in_the_middle_leaves_nothing(world: GatewayWorld, here: Running) -> None:
     host, port = here.url.removeprefix("http://").split(":")
     head = (
@@ -103,11 +103,11 @@ def test_an_upload_that_announces_more_than_the_limit_is_refused_before_it_comes
 
 def test_a_full_disk_is_507_and_leaves_nothing(world: GatewayWorld, here: Running, monkeypatch: Any) -> None:
     @contextmanager
-    def full(self: LocalStore, key: str) -> Iterator[BinaryIO]:
+    def full(key: str) -> Iterator[BinaryIO]:
         raise StoreFull(f"no room is left for {key}: {errno.errorcode[errno.ENOSPC]}")
         yield
 
-    monkeypatch.setattr(LocalStore, "writer", full)
+    monkeypatch.setattr(world.store, "writer", full)
     answer = post(here, b"data")
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_full")
     assert here.http.get("/v1/files").json()["data"] == []
@@ -219,8 +219,8 @@ def test_ranges_of_a_file(here: Running) -> None:
     assert part("lines=1-2") == (200, b"0123456789")
 
 
-def test_a_tenant_has_a_limit_of_storage(tmp_path: Path) -> None:
-    world = GatewayWorld(tmp_path, max_storage_bytes=1000)
+def test_a_tenant_has_a_limit_of_storage(tmp_path: Path, ground: Ground) -> None:
+    world = GatewayWorld(tmp_path, ground, max_storage_bytes=1000)
     world.registry.put("big", ArtifactKind.model, {"a.safetensors": b"x" * 900})
     with world.gateway() as here:
         eventually(lambda: here.http.get("/v1/artifacts/big").status_code == 200)

@@ -20,6 +20,7 @@ from shared.contracts.deployments import ReplicaState, ReplicaStatus
 from shared.contracts.jobs import Failure, FailureReason, JobStatus, LogLines, Progress
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import DEPLOYMENTS_STATUS, JOBS_LOGS, NODES_HEARTBEATS
+from tests.ground import Ground
 from tests.integration.gateway_world import KEY, GatewayWorld, Running
 from tests.waiting import eventually
 
@@ -41,8 +42,8 @@ Llmos = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
-    world = GatewayWorld(tmp_path_factory.mktemp("gateway"))
+def world(lasting_ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayWorld]:
+    world = GatewayWorld(tmp_path_factory.mktemp("gateway"), lasting_ground)
     yield world
     world.close()
 

@@ -11,6 +11,7 @@ import pytest
 
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import JobStatus
+from tests.ground import Ground
 from tests.integration.gateway_world import KEY, GatewayWorld
 from tests.waiting import eventually
 
@@ -18,7 +19,7 @@ README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "http://127.0.0.1:8000"
 
 
-def test_the_python_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_snippet_runs_as_it_stands(tmp_path: Path, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the question to the adapter, which says that nothing is deployed here."""
     found = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
@@ -30,7 +31,7 @@ def test_the_python_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
 
-    world = GatewayWorld(tmp_path / "gateway")
+    world = GatewayWorld(tmp_path / "gateway", ground)
     try:
         with world.gateway() as here:
             base = world.registry.put("my-model", ArtifactKind.model, {"model.safetensors": b"weights"})
