@@ -78,4 +78,10 @@ def test_a_gateway_keeps_its_jobs_on_a_wiped_bus_until_the_scheduler_says_which_
 
         eventually(purged_is_gone, 30)
         assert history(view, kept) == before
+        again.registry()
+        again.trainer(finish=True)
+        new = again.submit()
+        again.until(new, "succeeded")
+        eventually(lambda: history(view, new) == before)
+        assert history(view, kept) == before
         again.close()

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, delete, update
 from services.gateway.sql import insert_new, lock, writing
 from services.gateway.tables import files, job_records, submissions
 from services.gateway.view.bell import Bell
+from services.gateway.view.rewinding import Rewinding
 from shared.bus.port import Record
 from shared.contracts.artifacts import CommandDone, CommandRejected
 from shared.contracts.jobs import JobPurged, LogLines
@@ -27,10 +28,12 @@ class Reports:
     def __init__(self, engine: Engine, bell: Bell) -> None:
         self._engine = engine
         self._bell = bell
+        self._rewinding = Rewinding()
 
     def on_job_records(self, records: Sequence[Record]) -> None:
         rows = [row for record in records if (row := _row(record))]
         with writing(self._engine) as sql:
+            self._rewinding.make_way(sql, rows)
             insert_new(sql, job_records, rows)
         self._bell.ring(record.key for record in records)
 
