@@ -26,12 +26,11 @@ from shared.contracts.artifacts import (
 )
 from shared.contracts.topics import REGISTRY_COMMANDS
 from shared.store.cache import ArtifactCache
-from shared.store.local import LocalStore
 from shared.store.port import ObjectStore
 from shared.store.s3 import S3Store
 from shared.store.staging import read_manifest
-from tests.contract.bus_worlds import BusWorld, MemoryWorld, ValkeyWorld
-from tests.databases import NewDatabase
+from tests.contract.bus_worlds import ValkeyWorld
+from tests.ground import Ground
 from tests.integration.registry_world import Client, start_registry, tensors
 from tests.s3_server import S3Server, s3_server
 from tests.servers import valkey
@@ -45,26 +44,21 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return LocalStore(tmp_path / "objects")
+def store(ground: Ground) -> ObjectStore:
+    return ground.store()
 
 
 @pytest.fixture
-def world() -> BusWorld:
-    return MemoryWorld()
+def db_url(ground: Ground) -> str:
+    return ground.new_database("registry")
 
 
 @pytest.fixture
-def db_url(new_database: NewDatabase) -> str:
-    return new_database("registry")
-
-
-@pytest.fixture
-def start(world: BusWorld, store: ObjectStore, tmp_path: Path, db_url: str) -> Iterator[Callable[[], Service]]:
+def start(ground: Ground, store: ObjectStore, tmp_path: Path, db_url: str) -> Iterator[Callable[[], Service]]:
     running: list[Service] = []
 
     def start_one() -> Service:
-        running.append(start_registry(tmp_path, store, world.connect(), db_url))
+        running.append(start_registry(tmp_path, store, ground.bus(), db_url))
         return running[-1]
 
     yield start_one
@@ -73,11 +67,9 @@ def start(world: BusWorld, store: ObjectStore, tmp_path: Path, db_url: str) -> I
 
 
 @pytest.fixture
-def client(world: BusWorld, store: ObjectStore, tmp_path: Path, start: Callable[[], Service]) -> Iterator[Client]:
+def client(ground: Ground, store: ObjectStore, tmp_path: Path, start: Callable[[], Service]) -> Client:
     start()
-    bus = world.connect()
-    yield Client(store, bus, tmp_path)
-    bus.close()
+    return Client(store, ground.bus(), tmp_path)
 
 
 def check_a_life(client: Client) -> None:
@@ -107,12 +99,13 @@ def check_a_life(client: Client) -> None:
     assert third.artifact.version == 3
 
 
-def test_versions_live_and_die_over_the_memory_bus(client: Client) -> None:
+def test_versions_live_and_die(client: Client) -> None:
     check_a_life(client)
 
 
 def test_versions_live_and_die_over_valkey_and_s3(s3: S3Server, tmp_path: Path) -> None:
     store = S3Store(s3.endpoint, "registry", s3.access_key, s3.secret_key)
+    store.prepare()
     with valkey(durable=True) as server:
         world = ValkeyWorld(server)
         service, bus = start_registry(tmp_path, store, world.connect()), world.connect()
@@ -267,10 +260,10 @@ def test_deleting_twice_is_done_twice(client: Client) -> None:
         assert isinstance(client.answer(client.send(DeleteArtifact(name="m", version=1))), CommandDone)
 
 
-def test_a_command_that_cannot_be_read_is_answered(client: Client, world: BusWorld) -> None:
+def test_a_command_that_cannot_be_read_is_answered(client: Client, ground: Ground) -> None:
     body = {"publication_id": "p", "name": "../evil", "kind": "model", "staged_prefix": "staging/x", "job_id": "job-1"}
     head = {"id": "broken-1", "type": "PublishArtifact", "schema_version": 1, "at": "2026-01-01T00:00:00Z"}
-    world.put_raw(REGISTRY_COMMANDS, "default/evil", json.dumps({**head, "tenant": "default", "body": body}).encode())
+    ground.put_raw(REGISTRY_COMMANDS, "default/evil", json.dumps({**head, "tenant": "default", "body": body}).encode())
     answer = client.answer("broken-1")
     assert isinstance(answer, CommandRejected)
     assert (answer.publication_id, answer.job_id, answer.retryable) == ("p", "job-1", False)
@@ -279,27 +272,25 @@ def test_a_command_that_cannot_be_read_is_answered(client: Client, world: BusWor
 
 
 def test_a_wiped_bus_is_filled_again_at_the_next_start(
-    client: Client, store: ObjectStore, tmp_path: Path, db_url: str
+    client: Client, ground: Ground, store: ObjectStore, tmp_path: Path, db_url: str
 ) -> None:
     client.published("m", {"a": b"1"}, aliases=["production"])
     client.published("m", {"a": b"2"})
     client.answer(client.send(DeleteArtifact(name="m", version=2)))
     client.sees(lambda: set(client.versions("m")) == {1})
-    empty = MemoryWorld()
-    service, bus = start_registry(tmp_path, store, empty.connect(), db_url), empty.connect()
-    newcomer = Client(store, bus, tmp_path)
+    ground.wipe_bus()
+    service = start_registry(tmp_path, store, ground.bus(), db_url)
+    newcomer = Client(store, ground.bus(), tmp_path)
     newcomer.sees(lambda: set(newcomer.versions("m")) == {1}, "the version")
     newcomer.sees(lambda: newcomer.aliases("m") == {"latest": 1, "production": 1}, "the aliases")
-    bus.close()
     service.stop()
 
 
 def test_what_the_bus_shows_too_much_gets_a_tombstone(
-    client: Client, store: ObjectStore, tmp_path: Path, world: BusWorld
+    client: Client, store: ObjectStore, tmp_path: Path, ground: Ground
 ) -> None:
     client.published("m", {"a": b"1"})
     client.sees(lambda: bool(client.versions("m")))
-    (tmp_path / "other").mkdir()
-    service = start_registry(tmp_path / "other", store, world.connect())
+    service = start_registry(tmp_path / "other", store, ground.bus(), ground.new_database("registry"))
     eventually(lambda: not client.states, 20, "tombstones of a registry that knows nothing")
     service.stop()

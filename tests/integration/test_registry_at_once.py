@@ -5,31 +5,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.registry.inbox import PUBLISHES
 from services.registry.main import GROUP, Service
-from shared.bus.memory import MemoryBus
+from shared.bus.port import Bus
 from shared.contracts.artifacts import ArtifactKind, CommandDone, CommandRejected, PublishArtifact, SetAlias
 from shared.contracts.topics import REGISTRY_COMMANDS
-from shared.store.local import LocalStore
-from shared.store.port import StoreUnavailable
+from shared.store.port import ObjectStore, StoreUnavailable
 from shared.store.staging import read_manifest
+from tests.ground import Ground
 from tests.integration.registry_world import Client, start_registry
 from tests.waiting import eventually
 
 SLOW = "huge"
 
 
-class SlowStore(LocalStore):
-    """Reading a file named `huge` takes until `go_on`, or fails while the store is `away`."""
+class SlowStore:
+    """Reading a file named `huge` takes until `go_on`, or fails while the store is `away`. All else is the store's."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
         self.go_on = threading.Event()
         self.away = False
         self.reading = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         if key.endswith(SLOW):
@@ -37,29 +41,34 @@ class SlowStore(LocalStore):
                 raise StoreUnavailable("away")
             self.reading += 1
             self.go_on.wait(60)
-        return super().read(key, offset, length)
+        return self._store.read(key, offset, length)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SlowStore:
-    return SlowStore(tmp_path / "objects")
+def store(ground: Ground) -> Any:
+    return SlowStore(ground.store())
 
 
 @pytest.fixture
-def bus() -> MemoryBus:
-    return MemoryBus()
+def bus(ground: Ground) -> Bus:
+    return ground.bus()
 
 
 @pytest.fixture
-def service(store: SlowStore, bus: MemoryBus, tmp_path: Path) -> Iterator[Service]:
-    service = start_registry(tmp_path, store, bus)
+def db_url(ground: Ground) -> str:
+    return ground.new_database("registry")
+
+
+@pytest.fixture
+def service(store: Any, ground: Ground, tmp_path: Path, db_url: str) -> Iterator[Service]:
+    service = start_registry(tmp_path, store, ground.bus(), db_url)
     yield service
     store.go_on.set()
     service.stop()
 
 
 @pytest.fixture
-def client(service: Service, store: SlowStore, bus: MemoryBus, tmp_path: Path) -> Client:
+def client(service: Service, store: Any, bus: Bus, tmp_path: Path) -> Client:
     return Client(store, bus, tmp_path)
 
 
@@ -70,9 +79,7 @@ def send_huge(client: Client, name: str) -> str:
     )
 
 
-def test_an_alias_of_another_artifact_moves_while_as_many_as_may_are_published(
-    client: Client, store: SlowStore
-) -> None:
+def test_an_alias_of_another_artifact_moves_while_as_many_as_may_are_published(client: Client, store: Any) -> None:
     client.published("small", {"a": b"1"})
     huge = [send_huge(client, f"m{number}") for number in range(PUBLISHES + 1)]
     eventually(lambda: store.reading == PUBLISHES)
@@ -82,7 +89,7 @@ def test_an_alias_of_another_artifact_moves_while_as_many_as_may_are_published(
     assert all(isinstance(client.answer(command), CommandDone) for command in huge)
 
 
-def test_commands_of_one_artifact_keep_their_order(client: Client, store: SlowStore) -> None:
+def test_commands_of_one_artifact_keep_their_order(client: Client, store: Any) -> None:
     first = send_huge(client, "m")
     alias = client.send(SetAlias(name="m", alias="production", version=1))
     eventually(lambda: store.reading == 1)
@@ -93,23 +100,23 @@ def test_commands_of_one_artifact_keep_their_order(client: Client, store: SlowSt
 
 
 def test_a_command_that_the_bus_has_forgotten_is_handled_after_a_restart(
-    client: Client, service: Service, store: SlowStore, bus: MemoryBus, tmp_path: Path
+    client: Client, service: Service, store: Any, bus: Bus, ground: Ground, db_url: str, tmp_path: Path
 ) -> None:
     store.away = True
     send_huge(client, "m")
     client.published("other", {"a": b"1"})
-    assert bus.lag(REGISTRY_COMMANDS, GROUP) == 0
+    eventually(lambda: bus.lag(REGISTRY_COMMANDS, GROUP) == 0)
     service.stop()
     store.away = False
     store.go_on.set()
-    elsewhere = MemoryBus()
-    again = start_registry(tmp_path, store, elsewhere)
-    newcomer = Client(store, elsewhere, tmp_path)
+    ground.wipe_bus()
+    again = start_registry(tmp_path, store, ground.bus(), db_url)
+    newcomer = Client(store, ground.bus(), tmp_path)
     newcomer.sees(lambda: 1 in newcomer.versions("m"), "the version")
     again.stop()
 
 
-def test_one_publication_id_for_two_names_at_once_overwrites_no_version(client: Client, store: SlowStore) -> None:
+def test_one_publication_id_for_two_names_at_once_overwrites_no_version(client: Client, store: Any) -> None:
     client.published("b", {"a": b"1"})
     first = send_huge(client, "a")
     eventually(lambda: store.reading == 1)
