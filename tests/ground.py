@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from shared import requests
 from shared.bus.kafka import reading
 from shared.bus.memory import MemoryBus, MemoryServer
 from shared.bus.port import Bus
@@ -39,6 +41,8 @@ class Ground(Protocol):
     store_settings: dict[str, Any]
     """As a service is told of the store."""
     new_database: NewDatabase
+    requests_url: str
+    """As in LLMOS_REQUESTS_URL: where inference requests go, if not to the server of the replies."""
 
     def bus(self) -> Bus:
         """A bus as a new process has it."""
@@ -65,6 +69,7 @@ class MemoryGround:
     def __init__(self, folder: Path) -> None:
         self.store_settings: dict[str, Any] = {"store_url": f"file://{folder / 'objects'}"}
         self.new_database: NewDatabase = in_files(folder)
+        self.requests_url = ""
         self._server = MemoryServer()
         self._buses: list[MemoryBus] = []
         self._away = False
@@ -109,6 +114,7 @@ class ValkeyGround:
     def __init__(self, folder: Path, server: ValkeyServer) -> None:
         self.store_settings: dict[str, Any] = {"store_url": f"file://{folder / 'objects'}"}
         self.new_database: NewDatabase = in_files(folder)
+        self.requests_url = ""
         self._server = server
         self._buses: list[Bus] = []
 
@@ -149,6 +155,7 @@ class ClusterGround:
 
     def __init__(self, server: KafkaServer, minio: S3Server, new_database: NewDatabase) -> None:
         self.new_database = new_database
+        self.requests_url = _with_requests(server)
         self.store_settings: dict[str, Any] = {
             "store_url": f"s3://{minio.endpoint}/test-{uuid4().hex[:12]}",
             "s3_access_key": minio.access_key,
@@ -225,6 +232,13 @@ _OPEN: dict[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[
     "valkey": _valkey,
     "cluster": _cluster,
 }
+
+
+@cache
+def _with_requests(server: KafkaServer) -> str:
+    """Its one topic is shared: what is for others, or was sent before, no replica gets."""
+    requests.prepare(server.url)
+    return server.url
 
 
 def _scope() -> str:

@@ -1,4 +1,4 @@
-"""A node agent under test: memory bus, local store, a real Valkey for requests and replies, real replica processes."""
+"""A node agent under test: a bus, a store, a real Valkey for replies, and for requests if not Kafka; real replicas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from uuid import uuid4
 
 from services.inference import main as inference
 from shared import replies, requests
-from shared.bus.memory import MemoryBus
 from shared.bus.port import Bus, Record
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin, Manifest, ManifestFile, blob_key, manifest_key
 from shared.contracts.deployments import (
@@ -29,7 +28,6 @@ from shared.contracts.nodes import NodeHeartbeat, Role
 from shared.contracts.topics import DEPLOYMENTS_DESIRED, DEPLOYMENTS_STATUS, NODES_HEARTBEATS
 from shared.node_name import NodeName
 from shared.settings import Settings
-from shared.store.local import LocalStore
 from shared.store.port import ObjectStore
 from shared.store.staging import sha256_of
 from tests.waiting import aeventually
@@ -84,7 +82,7 @@ class Watched:
 class Desk:
     """The scheduler's and a gateway's part: wants deployments, sends requests, gathers answers."""
 
-    def __init__(self, bus: Bus, redis_url: str, store: ObjectStore, node: str = "n1") -> None:
+    def __init__(self, bus: Bus, redis_url: str, store: ObjectStore, node: str = "n1", requests_url: str = "") -> None:
         self.bus = bus
         self.store = store
         self.node = node
@@ -94,7 +92,7 @@ class Desk:
         self.batches: list[Sequence[Frame]] = []
         self.address = ""
         self._replies = replies.connect(redis_url)
-        self._requests = requests.connect(redis_url)
+        self._requests = requests.connect(requests_url or redis_url)
         self._reading: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -168,7 +166,7 @@ def text_of(frames: Sequence[Frame]) -> bytes:
 
 
 @asynccontextmanager
-async def running_agent(settings: Settings, bus: MemoryBus, store: LocalStore) -> AsyncIterator[None]:
+async def running_agent(settings: Settings, bus: Bus, store: ObjectStore) -> AsyncIterator[None]:
     """The agent in this process, its replicas real; stopped in order afterwards, and `bus` closed by it."""
     stop = asyncio.Event()
     with NodeName(settings.home / "inference", settings.node, Role.inference) as name:

@@ -1,4 +1,4 @@
-"""The node agent with real replica processes of the echo engine, over a real Valkey."""
+"""The node agent with real replica processes of the echo engine; requests over a real Valkey, or Kafka."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from services.inference import keeper
-from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.deployments import DeploymentSpec, ReplicaState, ReplicaStatus
 from shared.contracts.inference import FrameKind, Refusal
 from shared.contracts.topics import DEPLOYMENTS_STATUS
 from shared.settings import Settings
-from shared.store.local import LocalStore
+from shared.store.port import ObjectStore
+from tests.ground import Ground
 from tests.integration.inference_node import Desk, register, running_agent, text_of
 from tests.servers import ValkeyServer, valkey
 from tests.waiting import aeventually
@@ -36,34 +36,45 @@ def server() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, server: ValkeyServer) -> Settings:
+def settings(tmp_path: Path, server: ValkeyServer, ground: Ground) -> Settings:
     return Settings(
-        home=tmp_path, node="n1", redis_url=server.unix_url, heartbeat_s=0.5, drain_timeout_s=10, replica_max_crashes=2
+        home=tmp_path,
+        node="n1",
+        redis_url=server.unix_url,
+        requests_url=ground.requests_url,
+        heartbeat_s=0.5,
+        drain_timeout_s=10,
+        replica_max_crashes=2,
     )
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "objects")
+def store(ground: Ground) -> ObjectStore:
+    return ground.store()
 
 
 @pytest.fixture
-async def desk(settings: Settings, store: LocalStore) -> AsyncIterator[Desk]:
-    """A desk at a node whose agent runs."""
-    bus = MemoryBus()
-    desk = Desk(bus, settings.redis_url, store)
+async def calling(settings: Settings, store: ObjectStore, ground: Ground) -> AsyncIterator[Desk]:
+    """A desk that no node listens to yet."""
+    desk = Desk(ground.bus(), settings.redis_url, store, requests_url=settings.requests_url)
     await desk.open()
-    async with running_agent(settings, MemoryBus(bus.server), store):
-        yield desk
+    yield desk
     await desk.close()
 
 
 @pytest.fixture
-def model(store: LocalStore, tmp_path: Path) -> ArtifactPin:
+async def desk(calling: Desk, settings: Settings, store: ObjectStore, ground: Ground) -> AsyncIterator[Desk]:
+    """A desk at a node whose agent runs."""
+    async with running_agent(settings, ground.bus(), store):
+        yield calling
+
+
+@pytest.fixture
+def model(store: ObjectStore, tmp_path: Path) -> ArtifactPin:
     return artifact(store, tmp_path, "tiny", 1, ArtifactKind.model)
 
 
-def artifact(store: LocalStore, tmp_path: Path, name: str, version: int, kind: ArtifactKind) -> ArtifactPin:
+def artifact(store: ObjectStore, tmp_path: Path, name: str, version: int, kind: ArtifactKind) -> ArtifactPin:
     folder = tmp_path / "made" / name / str(version)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(f"{name} {version}".encode())
@@ -170,7 +181,7 @@ async def test_undeploying_drains_and_leaves_no_status(desk: Desk, model: Artifa
 
 
 async def test_another_model_version_takes_the_place_of_the_old(
-    desk: Desk, model: ArtifactPin, store: LocalStore, tmp_path: Path
+    desk: Desk, model: ArtifactPin, store: ObjectStore, tmp_path: Path
 ) -> None:
     desk.want("chat", echo(model), "r1")
     await desk.until("r1", ReplicaState.ready)
@@ -179,7 +190,7 @@ async def test_another_model_version_takes_the_place_of_the_old(
 
 
 async def test_adapters_come_and_go_without_a_restart(
-    desk: Desk, model: ArtifactPin, store: LocalStore, tmp_path: Path
+    desk: Desk, model: ArtifactPin, store: ObjectStore, tmp_path: Path
 ) -> None:
     desk.want("chat", echo(model), "r1")
     boot = (await desk.until("r1", ReplicaState.ready)).boot_id
@@ -231,35 +242,29 @@ async def test_a_replica_killed_with_its_requests_is_started_again(desk: Desk, m
 
 
 async def test_a_stopping_agent_ends_its_replicas_and_says_so(
-    settings: Settings, store: LocalStore, model: ArtifactPin
+    calling: Desk, settings: Settings, store: ObjectStore, ground: Ground, model: ArtifactPin
 ) -> None:
-    bus = MemoryBus()
-    desk = Desk(bus, settings.redis_url, store)
-    await desk.open()
-    async with running_agent(settings, MemoryBus(bus.server), store):
+    desk = calling
+    async with running_agent(settings, ground.bus(), store):
         desk.want("chat", echo(model), "r1")
         await desk.until("r1", ReplicaState.ready)
     await desk.until("r1", ReplicaState.stopped)
     await aeventually(lambda: desk.watched.heartbeats[-1].stopping)
     assert replica_processes() == []
-    await desk.close()
 
 
 async def test_an_agent_takes_back_what_an_earlier_one_of_its_node_said_though_its_disk_is_gone(
-    settings: Settings, store: LocalStore, model: ArtifactPin
+    calling: Desk, settings: Settings, store: ObjectStore, ground: Ground, model: ArtifactPin
 ) -> None:
-    bus = MemoryBus()
-    desk = Desk(bus, settings.redis_url, store)
-    await desk.open()
+    desk = calling
     for replica, node in (("ghost", "n1"), ("other", "n2"), ("r1", "n1")):
         said = ReplicaStatus(replica_id=replica, deployment="chat", node=node, state=ReplicaState.ready)
-        bus.publish(DEPLOYMENTS_STATUS, replica, said).result()
+        desk.bus.publish(DEPLOYMENTS_STATUS, replica, said).result()
     desk.want("chat", echo(model), "r1")
-    async with running_agent(settings, MemoryBus(bus.server), store):
+    async with running_agent(settings, ground.bus(), store):
         await desk.gone("ghost")
         await aeventually(lambda: (last := desk.watched.last("r1")) and last.boot_id and last.max_model_len, 30)
     assert None not in desk.watched.statuses["other"] + desk.watched.statuses["r1"]
-    await desk.close()
 
 
 async def test_a_status_names_the_version_of_the_deployment_that_it_follows(desk: Desk, model: ArtifactPin) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from shared.bus.memory import MemoryBus
 from shared.bus.valkey import ValkeyBus
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.deployments import DeploymentSpec, ReplicaState
 from shared.contracts.inference import FrameKind
 from shared.settings import Settings
 from shared.store.local import LocalStore
+from shared.store.port import ObjectStore
+from tests.ground import Ground
 from tests.integration.inference_node import Desk, register, running_agent
 from tests.servers import ValkeyServer, valkey
 from tests.waiting import aeventually
@@ -43,10 +44,14 @@ def server() -> Iterator[ValkeyServer]:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> DeploymentSpec:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights")
-    model = register(LocalStore(tmp_path / "objects"), "tiny", 1, folder, ArtifactKind.model)
+    return echo(LocalStore(tmp_path / "objects"), tmp_path)
+
+
+def echo(store: ObjectStore, folder: Path) -> DeploymentSpec:
+    weights = folder / "tiny" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    model = register(store, "tiny", 1, weights.parent, ArtifactKind.model)
     return DeploymentSpec(model=model, engine="echo", engine_args={"delay_s": 0.02})
 
 
@@ -112,20 +117,18 @@ async def test_a_second_agent_of_the_same_node_is_refused_with_a_sentence(
 
 
 async def test_replicas_serve_while_the_bus_is_away_and_their_last_status_comes_later(
-    tmp_path: Path, server: ValkeyServer, spec: DeploymentSpec
+    tmp_path: Path, ground: Ground, server: ValkeyServer
 ) -> None:
-    store = LocalStore(tmp_path / "objects")
+    store = ground.store()
     settings = Settings(home=tmp_path, node="n1", redis_url=server.unix_url)
-    bus = MemoryBus()
-    desk = Desk(MemoryBus(bus.server), server.unix_url, store)
+    desk = Desk(ground.bus(), server.unix_url, store)
     await desk.open()
-    async with running_agent(settings, bus, store):
-        desk.want("chat", spec, "r1")
+    async with running_agent(settings, ground.bus(), store):
+        desk.want("chat", echo(store, tmp_path), "r1")
         await desk.until("r1", ReplicaState.ready)
-        bus.away = True
-        held = [await desk.ask("r1", {**CHAT, "max_tokens": 500, "stream": True}) for _ in range(3)]
-        await aeventually(lambda: all(desk.seen(request) for request in held))
-        bus.away = False
+        with ground.bus_away():
+            held = [await desk.ask("r1", {**CHAT, "max_tokens": 500, "stream": True}) for _ in range(3)]
+            await aeventually(lambda: all(desk.seen(request) for request in held))
         await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 3)
         for request in held:
             await desk.cancel("r1", request)
@@ -133,14 +136,14 @@ async def test_replicas_serve_while_the_bus_is_away_and_their_last_status_comes_
 
 
 async def test_a_flushed_redis_ends_the_work_for_gateways_that_are_gone(
-    tmp_path: Path, server: ValkeyServer, spec: DeploymentSpec
+    tmp_path: Path, ground: Ground, server: ValkeyServer
 ) -> None:
-    store = LocalStore(tmp_path / "objects")
-    bus = MemoryBus()
-    desk = Desk(MemoryBus(bus.server), server.unix_url, store)
+    store = ground.store()
+    settings = Settings(home=tmp_path, node="n1", redis_url=server.unix_url, requests_url=ground.requests_url)
+    desk = Desk(ground.bus(), server.unix_url, store, requests_url=ground.requests_url)
     await desk.open()
-    async with running_agent(Settings(home=tmp_path, node="n1", redis_url=server.unix_url), bus, store):
-        desk.want("chat", spec, "r1")
+    async with running_agent(settings, ground.bus(), store):
+        desk.want("chat", echo(store, tmp_path), "r1")
         await desk.until("r1", ReplicaState.ready)
         request = await desk.ask("r1", {**CHAT, "max_tokens": 100_000, "stream": True})
         await aeventually(lambda: (last := desk.watched.last("r1")) and last.load.running == 1)
