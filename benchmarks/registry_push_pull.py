@@ -49,7 +49,7 @@ class Sides:
     def __init__(self, server: S3Server, folder: Path, megabytes: int) -> None:
         self._client = Minio(server.endpoint, server.access_key, server.secret_key, secure=False)
         self._store = S3Store(server.endpoint, BUCKET, server.access_key, server.secret_key)
-        self._store.ping()
+        self._store.prepare()
         self._files = make_folder(folder / "source", megabytes)
         self._folder = folder
 

@@ -12,10 +12,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import make_wsgi_app
 
+from shared.readiness import Checks, Readiness
 from shared.settings import SettingsError
-
-Checks = Mapping[str, Callable[[], None]]
-"""What a service needs, and how to find out that it is there: a check that raises says why it is not."""
 
 ANYWHERE = "0.0.0.0"  # in a container there is nobody else; on a host the port is 0 unless somebody sets it
 
@@ -44,6 +42,7 @@ def serve_operations(port: int, checks: Checks) -> Callable[[], None]:
 
 def operations(checks: Checks) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
     """The WSGI application."""
+    readiness = Readiness(checks)
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
@@ -52,23 +51,12 @@ def operations(checks: Checks) -> Callable[[WSGIEnvironment, StartResponse], Ite
             case "/healthz":
                 return _json(start, "200 OK", {"status": "ok"})
             case "/readyz":
-                missing = what_is_missing(checks)
+                missing = readiness.missing()
                 body = {"status": "not ready" if missing else "ready", "missing": missing}
                 return _json(start, "503 Service Unavailable" if missing else "200 OK", body)
         return _json(start, "404 Not Found", {"error": {"message": "There are /healthz, /readyz and /metrics here."}})
 
     return answer
-
-
-def what_is_missing(checks: Checks) -> dict[str, str]:
-    """The names of the checks that failed, each with its reason in a line."""
-    missing = {}
-    for name, check in checks.items():
-        try:
-            check()
-        except Exception as error:  # whatever it is, it is the answer to the question
-            missing[name] = str(error).partition("\n")[0] or type(error).__name__
-    return missing
 
 
 def _json(start: StartResponse, status: str, body: Mapping[str, Any]) -> Iterable[bytes]:

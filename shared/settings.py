@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     backup_s3_secret_key: str = ""
     backup_s3_secure: bool = Field(False, description="TLS to the S3 of backups.")
     url: str = Field("", description="The gateway's address, for the command and the client library.")
+    init_timeout_s: float = Field(
+        60, ge=0, description="How long a start waits for what `llmos admin init` makes: topics and bucket."
+    )
     node: str = Field(socket.gethostname(), description="This machine's name; unique among the nodes.")
 
     dev: bool = Field(False, description="A trial: the secrets of .env.example are good enough.")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Callable
 
-log = logging.getLogger("llmos.start")
+from shared.starting import RETRY_S, Need
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 LONGEST_WAIT_S = 3600.0
-RETRY_S = 1.0
 
 
 class Stop:
@@ -41,14 +38,10 @@ class Stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def until_it_works(what: str, attempt: Callable[[], None], away: tuple[type[Exception], ...], stop: Stop) -> bool:
-    """Wait for what this process needs to be there. False when it is told to stop before."""
+def wait_for(need: Need, stop: Stop) -> bool:
+    """Wait for what this process needs to be there. False when it is told to stop before. Raises SettingsError."""
     while not stop.asked:
-        try:
-            attempt()
-        except away as error:
-            log.warning("waits for %s: %s", what, error)
-            stop.wait(RETRY_S)
-        else:
+        if need.there():
             return True
+        stop.wait(RETRY_S)
     return False

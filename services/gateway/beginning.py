@@ -7,27 +7,34 @@ from collections.abc import Callable
 
 from structlog import get_logger
 
-from shared.db import AWAY, why
 from shared.settings import SettingsError
+from shared.starting import RETRY_S, Need
 
 log = get_logger("gateway")
 
-RETRY_S = 1.0
-
 
 class Beginning:
-    """`prepare` needs the database; `go` starts what works on it. Until then every request with a key is a 503."""
+    """`go` starts what works on the database. Until that is there every request with a key is a 503.
 
-    def __init__(self, prepare: Callable[[], None], go: Callable[[], None]) -> None:
-        self._prepare = prepare
+    `refused` is told where the database will never take us; the process is to end then.
+    """
+
+    def __init__(self, database: Need, go: Callable[[], None], refused: Callable[[SettingsError], None]) -> None:
+        self._database = database
         self._go = go
-        self._prepared = False
+        self._refused = refused
+        self._there = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway:beginning", daemon=True)
 
     def start(self) -> None:
-        """At once where the database answers, else as soon as it does. Raises SettingsError as `prepare` does."""
-        if self.prepare():
+        """At once where the database is there, else as soon as it is."""
+        try:
+            self.prepare()
+        except SettingsError as error:
+            self._refused(error)
+            return
+        if self._there:
             self._go()
         else:
             self._thread.start()
@@ -37,25 +44,19 @@ class Beginning:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def prepare(self) -> bool:
-        """Try once. False while the database is away. Raises SettingsError where it refuses us."""
-        if self._prepared:
-            return True
-        try:
-            self._prepare()
-        except AWAY as error:
-            log.warning("waits_for_database", reason=why(error))
-            return False
-        self._prepared = True
-        return True
+    def prepare(self) -> None:
+        """Look once. Raises SettingsError."""
+        self._there = self._there or self._database.there()
 
     def _run(self) -> None:
         while not self._stopping.wait(RETRY_S):
             try:
-                if self.prepare():
+                self.prepare()
+                if self._there:
                     self._go()
                     return
-            except SettingsError as error:  # whoever mends the server's side needs no restart of ours
-                log.error("refused_by_database", reason=str(error))
+            except SettingsError as error:
+                self._refused(error)
+                return
             except Exception:  # without this thread nothing would ever begin
                 log.exception("cannot_begin")

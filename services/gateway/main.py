@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -30,20 +30,34 @@ from services.gateway.submissions import Submissions
 from services.gateway.tracing import Traced
 from services.gateway.view import View
 from shared.bus.port import Bus
-from shared.db import migrate, open_database
+from shared.db import AWAY, migrate, open_database, why
+from shared.readiness import Readiness
 from shared.replies.port import Replies
 from shared.requests.port import Requests
 from shared.settings import Settings, SettingsError, die, load_settings
+from shared.starting import Need, Watch
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
 
 log = get_logger("gateway")
 
+CANNOT_LISTEN = 3
+"""The exit code where the address is taken; uvicorn has said so."""
+
 
 def create_app(
-    settings: Settings, bus: Bus, store: ObjectStore, requests: Requests, replies: Replies, engine: Engine
+    settings: Settings,
+    bus: Bus,
+    store: ObjectStore,
+    requests: Requests,
+    replies: Replies,
+    engine: Engine,
+    refused: Callable[[SettingsError], None] = lambda error: log.error("refused", reason=str(error)),
 ) -> FastAPI:
-    """The application. Nothing runs and no table is touched before its lifespan begins; its end closes them all."""
+    """The application. Nothing runs and no table is touched before its lifespan begins; its end closes them all.
+
+    `refused` is told, on another thread, what no waiting mends.
+    """
     submissions = Submissions(engine, bus, settings)
     view = View(engine, bus, submissions)
     keys = Keys(engine)
@@ -59,10 +73,15 @@ def create_app(
         submissions.start()
         view.start()
 
-    beginning = Beginning(prepare, go)
+    database = Need("the database", prepare, AWAY, settings.init_timeout_s, why)
+    beginning = Beginning(database, go, refused)
+    servers = Watch(
+        [shared.bus.need(bus, settings), shared.store.need(store, settings), shared.replies.need(settings)], refused
+    )
 
     def stop() -> None:
         """Who reads, who writes, then what they read from and wrote to."""
+        servers.stop()
         beginning.stop()
         view.stop()
         submissions.stop()
@@ -72,6 +91,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(beginning.start)
+        servers.start()
         await inference.start()
         yield
         await inference.stop()
@@ -81,6 +101,7 @@ def create_app(
     app.state.beginning = beginning
     app.state.gateway = gateway
     app.state.metrics = metrics
+    app.state.readiness = Readiness(routes.operations.checks_of(gateway))
     errors.install(app)
     routes.mount(app, inference.router)
     # The last one added is the outermost.
@@ -93,7 +114,7 @@ def create_app(
     return app
 
 
-def build(settings: Settings) -> FastAPI:
+def build(settings: Settings, refused: Callable[[SettingsError], None]) -> FastAPI:
     """The application over what the settings name."""
     return create_app(
         settings,
@@ -102,6 +123,7 @@ def build(settings: Settings) -> FastAPI:
         shared.requests.connect(settings.effective_requests_url),
         shared.replies.connect(settings.redis_url),
         open_database(settings.effective_db_url("gateway")),
+        refused,
     )
 
 
@@ -116,12 +138,27 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Before uvicorn takes the signals over there is nothing to stop. It stops in order, and raises them once more.
         signal.signal(number, lambda *_: sys.exit(0))
+    refusals: list[SettingsError] = []
+
+    def refused(error: SettingsError) -> None:
+        refusals.append(error)
+        server.should_exit = True
+
     try:
-        app = build(settings)
+        app = build(settings, refused)
         app.state.beginning.prepare()
     except SettingsError as error:
         die(error)
-    uvicorn.run(
+    server = uvicorn.Server(config(app, settings))
+    server.run()
+    if refusals:
+        die(refusals[0])
+    if not server.started:
+        sys.exit(CANNOT_LISTEN)
+
+
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -11,6 +14,7 @@ import structlog
 from setproctitle import setproctitle
 
 import shared.bus
+import shared.replies
 import shared.store
 from services.inference.agent import Agent
 from services.inference.handlers import Handlers
@@ -20,13 +24,14 @@ from services.inference.leftovers import Leftovers
 from services.inference.process import Launcher
 from services.inference.pulling import Puller
 from services.inference.reports import StatusReports, earlier_replicas
-from shared.bus.port import Bus, BusUnavailable
+from shared.bus.port import Bus
 from shared.capacity import measure_capacity
 from shared.contracts.nodes import Role
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
 from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
+from shared.starting import RETRY_S, Need, Watch
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
@@ -35,7 +40,6 @@ log = structlog.get_logger(__name__)
 
 DAY_S = 24 * 3600
 LAST_WORDS_S = 5.0
-BUS_RETRY_S = 1.0
 
 
 def main() -> None:
@@ -45,7 +49,8 @@ def main() -> None:
         store = shared.store.connect(settings)
         setup_telemetry(settings, "inference")
         setproctitle("llmos: inference")
-        serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping})
+        replies = partial(shared.replies.ping, settings.redis_url)
+        serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping, "replies": replies})
         with NodeName(settings.home / "inference", settings.node, Role.inference) as name:
             asyncio.run(serve(settings, bus, store, name))
     except (SettingsError, NodeTaken) as error:
@@ -60,8 +65,11 @@ async def serve(
     folder = settings.home / "inference" / settings.node
     leftovers = Leftovers(folder / "replicas")
     left = leftovers.end_all()
-    if not await bus_answers(bus, stop):
+    if not await bus_answers(shared.bus.need(bus, settings), stop):
         return
+    refusals: list[SettingsError] = []
+    servers = Watch([shared.store.need(store, settings), shared.replies.need(settings)], stopped_by(stop, refusals))
+    servers.start()
     await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s, stop.is_set)
     node = assemble(settings, store, leftovers, folder)
     left += await earlier_replicas(bus, settings.node, stop)
@@ -79,7 +87,10 @@ async def serve(
     await reports.close(LAST_WORDS_S)
     beating.cancel()
     await heartbeat.say_farewell()
+    servers.stop()
     await asyncio.to_thread(bus.close)
+    if refusals:
+        raise refusals[0]
 
 
 def assemble(settings: Settings, store: ObjectStore, leftovers: Leftovers, folder: Path) -> Node:
@@ -104,13 +115,22 @@ def stop_at_signals() -> asyncio.Event:
     return stop
 
 
-async def bus_answers(bus: Bus, stop: asyncio.Event) -> bool:
-    """Wait for the bus; False when asked to stop before it came."""
+async def bus_answers(need: Need, stop: asyncio.Event) -> bool:
+    """Wait for the bus; False when asked to stop before it came. Raises SettingsError."""
     while not stop.is_set():
-        try:
-            await asyncio.to_thread(shared.bus.check_access, bus)
+        if await asyncio.to_thread(need.there):
             return True
-        except BusUnavailable as error:
-            log.info("waiting_for_the_bus", reason=str(error))
-            await asyncio.sleep(BUS_RETRY_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), RETRY_S)
     return False
+
+
+def stopped_by(stop: asyncio.Event, refusals: list[SettingsError]) -> Callable[[SettingsError], None]:
+    """For other threads: keep a refusal, and stop."""
+    loop = asyncio.get_running_loop()
+
+    def refused(error: SettingsError) -> None:
+        refusals.append(error)
+        loop.call_soon_threadsafe(stop.set)
+
+    return refused

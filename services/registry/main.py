@@ -20,11 +20,11 @@ from services.registry.outbox import Outbox
 from shared.bus.port import Bus, BusError
 from shared.contracts.topics import REGISTRY_COMMANDS
 from shared.db import AWAY as DATABASE_AWAY
-from shared.db import migrate, open_database, ping, why
+from shared.db import need as need_database
+from shared.db import open_database, ping, why
 from shared.operations import serve_operations
 from shared.settings import Settings
-from shared.stopping import Stop, until_it_works
-from shared.store import check_access
+from shared.stopping import Stop, wait_for
 from shared.store.port import ObjectStore, StoreError
 from shared.telemetry import setup_telemetry
 
@@ -124,12 +124,12 @@ def main(settings: Settings) -> int:
     engine = open_database(settings.effective_db_url("registry"))
     bus = shared.bus.connect(settings.bus_url, f"registry-{settings.node}")
     serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "store": store.ping, "bus": bus.ping})
-    there = (
-        until_it_works("the database", lambda: migrate(engine, "services.registry.migrations"), AWAY, stop)
-        and until_it_works("the object store", lambda: check_access(store), AWAY, stop)
-        and until_it_works("the bus", lambda: shared.bus.check_access(bus), AWAY, stop)
+    needs = (
+        need_database(engine, "services.registry.migrations", settings),
+        shared.store.need(store, settings),
+        shared.bus.need(bus, settings),
     )
-    if not there:
+    if not all(wait_for(need, stop) for need in needs):
         bus.close()
         return 0
     service = Service(engine, store, bus, failed)

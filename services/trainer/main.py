@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from uuid import uuid4
 
 import structlog
 from setproctitle import setproctitle
-from tenacity import retry, retry_if_exception_type, wait_exponential
 
 import shared.bus
 import shared.store
@@ -18,7 +18,7 @@ from services.trainer.leftovers import RunFolder
 from services.trainer.outbox import Contact
 from services.trainer.run import Run
 from services.trainer.workplace import Workplace
-from shared.bus.port import Bus, BusUnavailable
+from shared.bus.port import Bus
 from shared.capacity import measure_capacity
 from shared.contracts.jobs import DesiredAttempt, Place
 from shared.contracts.nodes import Role
@@ -26,6 +26,7 @@ from shared.contracts.topics import ATTEMPTS_DESIRED
 from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
+from shared.starting import RETRY_S, Need, Watch
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
@@ -53,17 +54,25 @@ def main() -> None:
 
 
 def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
-    """Be the node's trainer until SIGTERM or SIGINT. Call on the main thread. Raises NodeTaken."""
+    """Be the node's trainer until SIGTERM or SIGINT. Call on the main thread. Raises NodeTaken, SettingsError."""
     home = settings.home / "trainer"
     with NodeName(home, settings.node, Role.trainer) as name:
         folder = RunFolder(home / settings.node / "runs")
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
         agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
-        wait_for_bus(bus)
+        wait_for_bus(shared.bus.need(bus, settings))
         name.claim(bus, settings.heartbeat_s, settings.heartbeat_timeout_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.shut_down())
+        refusals: list[SettingsError] = []
+
+        def refused(error: SettingsError) -> None:
+            refusals.append(error)
+            agent.shut_down()
+
+        servers = Watch([shared.store.need(store, settings)], refused)
+        servers.start()
         heartbeat.start()
         following = bus.follow(ATTEMPTS_DESIRED, agent.on_desired, agent.caught_up)
         doorbell = listen(settings, agent)
@@ -74,7 +83,10 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
             doorbell.stop()
         following.close()
         heartbeat.say_farewell()
+        servers.stop()
         bus.close()
+    if refusals:
+        raise refusals[0]
 
 
 def assemble(
@@ -103,11 +115,7 @@ def listen(settings: Settings, agent: Agent) -> DoorbellWorker | None:
     return doorbell
 
 
-@retry(
-    retry=retry_if_exception_type(BusUnavailable),
-    wait=wait_exponential(multiplier=0.2, max=3),
-    before_sleep=lambda attempt: log.info("waiting_for_the_bus", reason=str(attempt.outcome.exception())),  # type: ignore[union-attr]
-)
-def wait_for_bus(bus: Bus) -> None:
+def wait_for_bus(need: Need) -> None:
     """Returns once the bus answers. Signals have their default meaning until then: nothing runs yet."""
-    shared.bus.check_access(bus)
+    while not need.there():
+        time.sleep(RETRY_S)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from shared.backup.errors import Damaged, NoSuchBackup, Unusable
 from shared.settings import Settings, SettingsError
 from shared.store.local import LocalStore
-from shared.store.port import ObjectNotFound, ObjectStore, OnBytes
+from shared.store.port import ObjectNotFound, ObjectStore, OnBytes, StoreUninitialized
 from shared.store.staging import sha256_of
 
 BACKUPS = "backups"
@@ -192,7 +192,7 @@ def hash_of(store: ObjectStore, key: str, on_bytes: OnBytes) -> str:
 
 
 def place_at(where: str, settings: Settings, *, must_exist: bool) -> Place:
-    """The place at a folder or `s3://host:port/bucket`. Raises Unusable, SettingsError."""
+    """The place at a folder or `s3://host:port/bucket`. Raises BackupError, StoreError."""
     live = urlsplit(settings.effective_store_url)
     if "://" not in where:
         folder = Path(where).expanduser().absolute()
@@ -206,11 +206,15 @@ def place_at(where: str, settings: Settings, *, must_exist: bool) -> Place:
     bucket = parts.path.strip("/")
     if parts.scheme != "s3" or not parts.netloc or not bucket or "/" in bucket:
         raise Unusable(f"{where!r} is neither a folder nor s3://host:port/bucket")
+    return Place(_bucket(parts.netloc, bucket, settings, must_exist), where)
+
+
+def _bucket(endpoint: str, bucket: str, settings: Settings, must_exist: bool) -> ObjectStore:
     from shared.store.s3 import S3Store
 
     try:
         store = S3Store(
-            parts.netloc,
+            endpoint,
             bucket,
             settings.backup_s3_access_key or settings.s3_access_key,
             settings.backup_s3_secret_key or settings.s3_secret_key,
@@ -218,7 +222,14 @@ def place_at(where: str, settings: Settings, *, must_exist: bool) -> Place:
         )
     except SettingsError as error:
         raise Unusable(str(error).replace("LLMOS_STORE_URL: ", "")) from error
-    return Place(store, where)
+    if not must_exist:
+        store.prepare()
+        return store
+    try:
+        store.ping()
+    except StoreUninitialized as error:
+        raise NoSuchBackup(f"there is no bucket {bucket!r} at {endpoint}") from error
+    return store
 
 
 def _check_folder(folder: Path, must_exist: bool) -> None:

@@ -52,6 +52,7 @@ def restore(
             _check_revision(service, read_header(folder / f"{service}.rows").revision)
         entries = check_whole(place, folder)
         check_free(system)
+        system.store.prepare()
         if not replace:
             check_empty(system, entries)
         copied = _copy_back(system, place, entries, progress)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shared.bus.port import Bus, IncompatibleBus
-from shared.settings import SettingsError, shown
+from shared.bus.port import Bus, BusError, IncompatibleBus
+from shared.settings import Settings, SettingsError, shown
+from shared.starting import Need
 
 
 def connect(url: str, client_id: str) -> Bus:
@@ -17,7 +18,7 @@ def connect(url: str, client_id: str) -> Bus:
         from shared.bus.valkey import ValkeyBus
 
         return ValkeyBus(url, client_id)
-    if scheme == "kafka":
+    if scheme in {"kafka", "kafkas"}:
         from shared.bus.kafka import KafkaBus
 
         return KafkaBus(url, client_id)
@@ -32,7 +33,7 @@ def prepare(url: str) -> list[str]:
 
     Raises IncompatibleBus when one has another shape, BusUnavailable when the server does not answer.
     """
-    if url.partition("://")[0] != "kafka":
+    if url.partition("://")[0] not in {"kafka", "kafkas"}:
         connect(url, "llmos-init").close()
         return []
     from shared.bus.kafka.topics import create_topics
@@ -46,3 +47,8 @@ def check_access(bus: Bus) -> None:
         bus.ping()
     except IncompatibleBus as error:
         raise SettingsError(f"LLMOS_BUS_URL: {error}") from None
+
+
+def need(bus: Bus, settings: Settings) -> Need:
+    """The bus, as a start needs it."""
+    return Need("the bus", lambda: check_access(bus), (BusError,), settings.init_timeout_s)

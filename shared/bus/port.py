@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 from shared.contracts.message import Envelope, Message
 from shared.contracts.topics import Topic
+from shared.starting import Uninitialized
 
 
 @dataclass(frozen=True, order=True)
@@ -63,14 +64,19 @@ class BusError(Exception):
     """The bus's errors.
 
     BusError
-    ├── BusUnavailable   the server is away; the message was not accepted
-    ├── BusFull          too much is in flight: the server is away or slow
-    └── IncompatibleBus  the server or a topic is not what this version needs
+    ├── BusUnavailable       the server is away; the message was not accepted
+    │   └── BusUninitialized  it is there, and a topic is missing
+    ├── BusFull              too much is in flight: the server is away or slow
+    └── IncompatibleBus      the server or a topic is not what this version needs
     """
 
 
 class BusUnavailable(BusError):
     """The server did not accept the message in time."""
+
+
+class BusUninitialized(BusUnavailable, Uninitialized):
+    """A topic is missing that `llmos admin init` makes."""
 
 
 class BusFull(BusError):

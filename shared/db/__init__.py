@@ -15,7 +15,8 @@ from sqlalchemy.pool import QueuePool
 
 from shared.db.locks import hold
 from shared.db.postgres import give_time, open_postgres, refusal
-from shared.settings import SettingsError, shown
+from shared.settings import Settings, SettingsError, shown
+from shared.starting import Need
 
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 """What is raised when the database does not answer, or has taken the connection away: it may work again later."""
@@ -89,10 +90,17 @@ def reading(engine: Engine) -> Connection:
     return engine.connect().execution_options(readonly=True)
 
 
+class DatabaseAway(Exception):
+    """The message is the reason, in a line."""
+
+
 def ping(engine: Engine) -> None:
-    """Raises what the database says when it is away."""
-    with reading(engine) as sql:
-        sql.execute(text("SELECT 1"))
+    """Raises DatabaseAway."""
+    try:
+        with reading(engine) as sql:
+            sql.execute(text("SELECT 1"))
+    except AWAY as error:
+        raise DatabaseAway(why(error)) from None
 
 
 def insert_into(connection: Connection, table: Table) -> Any:
@@ -122,6 +130,11 @@ def migrate(engine: Engine, package: str) -> None:
         if refused := refusal(error, engine.url):
             raise refused from None
         raise
+
+
+def need(engine: Engine, package: str, settings: Settings) -> Need:
+    """The database with the newest schema, as a start needs it: whoever comes first brings the schema up to date."""
+    return Need("the database", lambda: migrate(engine, package), AWAY, settings.init_timeout_s, why)
 
 
 def newest_version(folder: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shared.replies.port import Replies
-from shared.settings import SettingsError, shown
+from shared.replies.port import Replies, RepliesUnavailable
+from shared.settings import Settings, SettingsError, shown
+from shared.starting import Need
 
 
 def connect(url: str) -> Replies:
@@ -20,3 +21,26 @@ def connect(url: str) -> Replies:
     raise SettingsError(
         f"LLMOS_REDIS_URL: {shown(url)} names no server for replies; use unix:///path, redis://host:port/0 or memory://"
     )
+
+
+def ping(url: str) -> None:
+    """Raises RepliesUnavailable with a sentence when the server does not answer, SettingsError when it refuses us."""
+    if url.partition("://")[0] == "memory":
+        return
+    import redis
+
+    from shared import valkey
+
+    try:
+        with valkey.client(url) as server:
+            server.ping()
+    except redis.AuthenticationError as error:
+        raise SettingsError(f"LLMOS_REDIS_URL: the server refuses: {error}") from None
+    except (redis.RedisError, OSError) as error:
+        raise RepliesUnavailable(f"the server for replies does not answer: {error}") from error
+
+
+def need(settings: Settings) -> Need:
+    """The server for replies, as a start needs it."""
+    url = settings.redis_url
+    return Need("the server for replies", lambda: ping(url), (RepliesUnavailable,), settings.init_timeout_s)

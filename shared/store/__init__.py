@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from shared.settings import Settings, SettingsError, shown
-from shared.store.port import ObjectStore, StoreRefuses
+from shared.starting import Need
+from shared.store.port import ObjectStore, StoreError, StoreRefuses
 
 
 def connect(settings: Settings) -> ObjectStore:
@@ -44,6 +45,11 @@ def check_access(store: ObjectStore) -> None:
     """At a start. Raises as `prepare` does."""
     with _refusals_are_settings():
         store.ping()
+
+
+def need(store: ObjectStore, settings: Settings) -> Need:
+    """The object store, as a start needs it."""
+    return Need("the object store", lambda: check_access(store), (StoreError,), settings.init_timeout_s)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from shared.starting import Uninitialized
+
 OnBytes = Callable[[int], None]
 """Told how many more bytes were moved."""
 
@@ -21,7 +23,8 @@ class StoreError(Exception):
     ├── CorruptArtifact   a file is not what its manifest says; it was deleted and is not served
     ├── StoreFull         no room is left
     └── StoreUnavailable  the server does not answer; try again
-        └── StoreRefuses  it answers, and does not take the credentials
+        ├── StoreUninitialized  it answers, and has no such bucket
+        └── StoreRefuses        it answers, and does not take the credentials
     """
 
 
@@ -43,6 +46,10 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached now."""
+
+
+class StoreUninitialized(StoreUnavailable, Uninitialized):
+    """The bucket is missing that `llmos admin init` makes."""
 
 
 class StoreRefuses(StoreUnavailable):

@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, ProtocolError
 from shared.settings import SettingsError
 from shared.store.disk import CHUNK_BYTES, meaning, part_of
 from shared.store.keys import check_key, check_prefix
-from shared.store.port import ObjectInfo, OnBytes
+from shared.store.port import ObjectInfo, OnBytes, StoreUninitialized
 from shared.store.s3_client import MultipartClient, explained, make_client, make_signer
 from shared.store.s3_upload import Upload
 
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class S3Store:
-    """One bucket, made when it is missing. Threads move the parts of large objects side by side.
+    """One bucket, which `prepare` makes. Threads move the parts of large objects side by side.
 
     An object appears when its upload is complete. Uploads that a killed process left incomplete are invisible; a
     lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) frees their room.
@@ -66,6 +66,7 @@ class S3Store:
             self._outside = make_signer(public_url, access_key, secret_key) if public_url else None
         except ValueError as error:
             raise SettingsError(f"LLMOS_STORE_URL: s3://…/{bucket} is no store: {error}") from None
+        self._endpoint = endpoint
         self._bucket = bucket
         self._ready = False
         self._lock = Lock()
@@ -209,9 +210,16 @@ class S3Store:
         """The client, once the bucket is there; its errors become the port's."""
         with explained(what):
             if not self._ready:
-                self._make_bucket()
+                self._find_bucket()
                 self._ready = True
             yield self._client
+
+    def _find_bucket(self) -> None:
+        """A bucket is made by `prepare` only: a misspelt name must not become an empty store."""
+        if not self._client.bucket_exists(self._bucket):
+            raise StoreUninitialized(
+                f"the S3 store at {self._endpoint} has no bucket {self._bucket!r}: `llmos admin init` makes it"
+            )
 
     def _make_bucket(self) -> bool:
         """Whether it was missing."""

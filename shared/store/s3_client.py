@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -24,6 +25,8 @@ NO_ROOM = {
     "XMinioStorageFull",
 }
 CONNECT_S, READ_S = 5, 120
+
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try again of its own would be a line
 
 
 class MultipartClient(Minio):  # type: ignore[misc]

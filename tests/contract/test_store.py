@@ -17,7 +17,7 @@ import pytest
 from shared.settings import Settings, SettingsError
 from shared.store import connect
 from shared.store.local import LocalStore
-from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable
+from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable, StoreUninitialized
 from shared.store.s3 import S3Store
 from tests.s3_server import S3_SERVERS, S3Server
 
@@ -32,6 +32,13 @@ def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 def bucket_of(server: S3Server, bucket: str | None = None, secret: str | None = None) -> S3Store:
     return S3Store(server.endpoint, bucket or f"b{uuid4().hex[:12]}", server.access_key, secret or server.secret_key)
+
+
+def made(server: S3Server) -> S3Store:
+    """One whose bucket is there."""
+    store = bucket_of(server)
+    store.prepare()
+    return store
 
 
 @pytest.fixture(scope="module", params=["local", *S3_SERVERS])
@@ -49,7 +56,9 @@ def world(
 
 @pytest.fixture
 def store(world: Callable[[], ObjectStore]) -> ObjectStore:
-    return world()
+    store = world()
+    store.prepare()
+    return store
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -260,7 +269,8 @@ def test_a_store_that_can_be_used_answers_ping(store: ObjectStore) -> None:
 # The local folder alone.
 
 
-def test_what_is_prepared_once_stays_as_it_is(store: ObjectStore) -> None:
+def test_what_is_prepared_once_stays_as_it_is(world: Callable[[], ObjectStore]) -> None:
+    store = world()
     first, again = store.prepare(), store.prepare()
     assert bool(first) == isinstance(store, S3Store)
     assert not again
@@ -269,6 +279,7 @@ def test_what_is_prepared_once_stays_as_it_is(store: ObjectStore) -> None:
 
 def test_a_link_gives_the_object_to_whoever_has_it_under_the_name_it_shall_have(s3: S3Server) -> None:
     store = S3Store(s3.endpoint, "links", s3.access_key, s3.secret_key, public_url=f"http://{s3.endpoint}")
+    store.prepare()
     store.put_bytes("blobs/a", b"0123456789")
     url = store.link("blobs/a", 'attachment; filename="weights.bin"')
     assert url is not None
@@ -354,7 +365,7 @@ def test_a_full_disk_is_told_and_spoils_nothing(small_disk: Path, tmp_path: Path
 
 def test_a_copy_larger_than_one_request_is_composed(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.store.s3.COPY_PART_BYTES", 6 * MB)
-    store = bucket_of(s3)
+    store = made(s3)
     data = noise(20 * MB)
     store.put_bytes("from", data)
     store.copy("from", "to")
@@ -366,6 +377,17 @@ def test_wrong_credentials_are_told_in_a_sentence(s3: S3Server) -> None:
         bucket_of(s3, secret="wrong-secret").ping()
 
 
+def test_a_bucket_that_nobody_made_is_told_and_not_made(s3: S3Server) -> None:
+    bucket = f"b{uuid4().hex[:12]}"
+    store = bucket_of(s3, bucket)
+    for use in (store.ping, lambda: store.put_bytes("a", b"1"), lambda: store.stat("a"), lambda: list(store.list(""))):
+        with pytest.raises(StoreUninitialized, match="llmos admin init"):
+            use()
+    store.prepare()
+    store.put_bytes("a", b"1")
+    assert keys(bucket_of(s3, bucket)) == ["a"]
+
+
 def test_a_server_that_is_away_is_told_within_seconds() -> None:
     with pytest.raises(StoreUnavailable, match="does not answer"):
         S3Store("127.0.0.1:1", "bucket", "key", "secret").ping()
@@ -374,12 +396,12 @@ def test_a_server_that_is_away_is_told_within_seconds() -> None:
 def test_two_processes_may_make_the_bucket(s3: S3Server) -> None:
     stores = [bucket_of(s3, "shared-bucket") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda index: stores[index].put_bytes(f"k{index}", b"x"), range(4)))
-    assert len(keys(stores[0])) == 4
+        list(pool.map(lambda store: store.prepare(), stores))
+    assert keys(stores[0]) == []
 
 
 def test_an_object_replaced_while_it_is_read_is_not_mixed(s3: S3Server) -> None:
-    store = bucket_of(s3)
+    store = made(s3)
     store.put_bytes("key", b"a" * 60 * MB)
     chunks = store.read("key")
     assert next(chunks) == b"a" * MB
@@ -390,7 +412,7 @@ def test_an_object_replaced_while_it_is_read_is_not_mixed(s3: S3Server) -> None:
 
 
 def test_failing_uploads_leave_no_threads_behind(s3: S3Server) -> None:
-    store = bucket_of(s3)
+    store = made(s3)
     before = 0
     for _ in range(4):
         with pytest.raises(RuntimeError):

@@ -30,7 +30,6 @@ SERVICES = {
     "inference": "inference",
 }
 """Each process, and the service of docker-compose.yml that it runs."""
-STOP_ORDER = ("inference", "trainer", "gateway", "scheduler", "standby", "registry")
 READY_S = 90
 STOP_S = 60
 
@@ -75,13 +74,14 @@ class Cluster(System):
             if name not in self.processes or self.processes[name].poll() is not None:
                 self.processes[name] = self._launch(name)
 
-    def stop(self, names: Sequence[str] = STOP_ORDER) -> None:
-        """In order, one after the other as told; an exit code that is not 0 is an error."""
-        for name in names:
-            if process := self.processes.pop(name, None):
-                process.send_signal(signal.SIGTERM)
-                code = process.wait(STOP_S)
-                assert code == 0, f"{name} ended with {code}\n{self.tails()}"
+    def stop(self, names: Sequence[str] = tuple(SERVICES)) -> None:
+        """All at once; an exit code that is not 0 is an error."""
+        ending = {name: process for name in names if (process := self.processes.pop(name, None))}
+        for process in ending.values():
+            process.send_signal(signal.SIGTERM)
+        for name, process in ending.items():
+            code = process.wait(STOP_S)
+            assert code == 0, f"{name} ended with {code}\n{self.tails()}"
 
     def wait_until_ready(self) -> None:
         for name in SERVICES:

@@ -19,6 +19,7 @@ from shared.backup.taking import take
 from shared.backup.verifying import verify_backup, verify_system
 from shared.contracts.topics import JOBS_STATE
 from shared.settings import Settings
+from shared.store import prepare
 from tests.databases import maker
 from tests.integration.backup_world import Whole, running_system
 from tests.integration.gateway_world import KEY
@@ -48,7 +49,9 @@ def new_system(request: pytest.FixtureRequest, tmp_path: Path) -> NewSystem:
             fields |= {f"{service}_db_url": database(service) for service in SERVICES}
             fields |= {"store_url": f"s3://{server.endpoint}/b{home.name}"}
             fields |= {"s3_access_key": server.access_key, "s3_secret_key": server.secret_key}
-        return Settings(**fields)
+        settings = Settings(**fields)
+        prepare(settings)
+        return settings
 
     return new
 

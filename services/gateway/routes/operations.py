@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
 
-from services.gateway.gateway import Gateway, Here
+from services.gateway.gateway import Gateway
 from services.gateway.room import no_room
-from shared.bus.port import BusError
-from shared.store.port import StoreError
+from shared.readiness import Checks, NotReady
 
 router = APIRouter(tags=["operations"])
 
@@ -23,9 +19,9 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(here: Here) -> JSONResponse:
+def readyz(request: Request) -> JSONResponse:
     """Everything that is needed is there and the view has caught up; else 503 and what is missing."""
-    missing = {name: reason for name, check in _checks(here).items() if (reason := check())}
+    missing = request.app.state.readiness.missing()
     body = {"status": "not ready" if missing else "ready", "missing": missing}
     return JSONResponse(body, 503 if missing else 200)
 
@@ -37,20 +33,18 @@ def metrics(request: Request) -> Response:
     return Response(body, media_type=content_type)
 
 
-def _checks(here: Gateway) -> dict[str, Callable[[], str | None]]:
+def checks_of(here: Gateway) -> Checks:
+    """What a gateway needs."""
     return {
-        "database": lambda: _why_not(here.view.jobs.ping),
-        "disk": lambda: no_room(here.settings),
-        "bus": lambda: _why_not(here.bus.ping),
-        "store": lambda: _why_not(here.store.ping),
-        "view": here.view.ready,
-        "inference": here.inference.ready,
+        "database": here.view.jobs.ping,
+        "disk": lambda: _none(no_room(here.settings)),
+        "bus": here.bus.ping,
+        "store": here.store.ping,
+        "view": lambda: _none(here.view.ready()),
+        "inference": lambda: _none(here.inference.ready()),
     }
 
 
-def _why_not(ping: Callable[[], None]) -> str | None:
-    try:
-        ping()
-    except (BusError, StoreError, SQLAlchemyError) as error:
-        return str(error).splitlines()[0]
-    return None
+def _none(missing: str | None) -> None:
+    if missing:
+        raise NotReady(missing)

@@ -13,6 +13,7 @@ from services.gateway.tables import job_labels, jobs
 from services.gateway.view.paging import Order, Page, page
 from services.gateway.view.saving import save_job
 from shared.contracts.jobs import TERMINAL, JobState, JobStatus
+from shared.db import ping
 
 FINISHED = [status.value for status in TERMINAL]
 
@@ -83,9 +84,8 @@ class Jobs:
             return sql.execute(query.where(jobs.c.tenant == tenant, jobs.c.status.not_in(FINISHED))).scalar() or 0
 
     def ping(self) -> None:
-        """Raises SQLAlchemyError when the database is away."""
-        with reading(self._engine) as sql:
-            sql.execute(select(1))
+        """Raises DatabaseAway."""
+        ping(self._engine)
 
     def oldest_unaccepted(self) -> datetime | None:
         """Since when the longest-waiting dispatched attempt has had no accepted run."""

@@ -13,7 +13,7 @@ from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
 
 from shared.bus.kafka.topics import cleanup, group_id
-from shared.bus.port import BusUnavailable, IncompatibleBus
+from shared.bus.port import BusUnavailable, BusUninitialized, IncompatibleBus
 from shared.contracts.topics import Topic
 from shared.kafka.clients import admin
 from shared.kafka.topics import cleanup_of, existing
@@ -37,7 +37,7 @@ class Cluster:
         """Topics whose cleanup was looked at, by name: it is asked once for each topic that ever had the name."""
 
     def ping(self, topics: Sequence[Topic]) -> None:
-        """Raises BusUnavailable when the server or a topic is not there, IncompatibleBus when one has another shape."""
+        """Raises BusUnavailable, BusUninitialized for a topic that is missing, IncompatibleBus for another shape."""
         self._ask(lambda client: self._check(client, topics))
 
     def check(self, topic: Topic) -> UUID:
@@ -86,7 +86,7 @@ class Cluster:
     def _check(self, client: KafkaAdminClient, topics: Sequence[Topic]) -> dict[str, UUID]:
         there = existing(client, [topic.name for topic in topics])
         if missing := [topic.name for topic in topics if topic.name not in there]:
-            raise BusUnavailable(f"the bus has no topic {missing[0]} yet: `llmos admin init` makes the topics")
+            raise BusUninitialized(f"the bus has no topic {missing[0]} yet: `llmos admin init` makes the topics")
         for topic in topics:
             if (found := len(there[topic.name]["partitions"])) != topic.partitions:
                 raise IncompatibleBus(_misshapen(topic, f"{found} partitions", f"{topic.partitions}"))

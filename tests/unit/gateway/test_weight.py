@@ -19,7 +19,7 @@ def test_a_gateway_that_is_told_to_stop_while_it_starts_ends_at_once(tmp_path: P
     told = """
 import os, signal, threading
 from services.gateway import main
-def build(settings):
+def build(settings, refused):
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(60)
 main.build = build
