@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     # Where things are
     home: Path = Field(Path.home() / ".llmos", description="Folder of the embedded system: data, logs, sockets, key.")
     bus_url: str = Field(
-        "memory://", description="valkey+unix:///path, valkey://host:port, kafka://host:port[,host:port]"
+        "memory://",
+        description="valkey+unix:///path, valkey://host:port, kafka://host:port[,host:port]; with TLS valkeys, kafkas.",
     )
     redis_url: str = Field("memory://", description="Doorbells and replies: unix:///path or redis://host:port/0")
     requests_url: str = Field("", description="Inference requests; by default `redis_url`. kafka://… also works.")

@@ -48,9 +48,19 @@ class KafkaServer:
     def __init__(self, address: str, script: Path | None = None, folder: Path | None = None) -> None:
         self.address = address
         self.url = f"kafka://{address}"
+        self.extra = ""
         self._script = script
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def folder(self) -> Path:
+        assert self._folder is not None
+        return self._folder
 
     def start(self, timeout_s: float = 60) -> None:
         """Returns when it answers; what it had kept is there again."""
@@ -67,10 +77,14 @@ class KafkaServer:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         assert self._folder is not None
-        command = ["bash", str(self._script), str(self._folder / "data"), self.address.rpartition(":")[2]]
+        command = ["bash", str(self._script), str(self._folder / "data"), str(self.port)]
         with (self._folder / "out").open("ab") as out:
             return subprocess.Popen(
-                command, env={**os.environ, "KAFKA_EXTRA": EXTRA}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                command,
+                env={**os.environ, "KAFKA_EXTRA": EXTRA + self.extra},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
             )
 
     def kill(self) -> None:
@@ -140,7 +154,7 @@ class KafkaServer:
 def kafka() -> KafkaServer:
     """The broker of this run, with the topics of the vocabulary. Skips where there is none, and fails in CI."""
     address = os.environ.get("LLMOS_TEST_KAFKA")
-    server = KafkaServer(address) if address else _own()
+    server = KafkaServer(address) if address else own_kafka()
     if not address:
         atexit.register(server.end)
         server.start()
@@ -151,7 +165,7 @@ def kafka() -> KafkaServer:
 @contextmanager
 def mortal_kafka() -> Iterator[KafkaServer]:
     """A broker that may be killed; without topics, so that it is soon back. Skips where none can be started."""
-    server = _own()
+    server = own_kafka()
     try:
         server.start()
         yield server
@@ -159,9 +173,10 @@ def mortal_kafka() -> Iterator[KafkaServer]:
         server.end()
 
 
-def _own() -> KafkaServer:
+def own_kafka(ports: int = 2) -> KafkaServer:
+    """A broker that is not started yet; also the ports after its own are free. Skips where none can be started."""
     script = beside.script("kafka/kafka.sh")
     if script is None or shutil.which("java") is None:
         beside.go_without(HOW_TO_GET_ONE)
     # The broker also takes the port after its own.
-    return KafkaServer(f"127.0.0.1:{free_ports_in_a_row(2)}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))
+    return KafkaServer(f"127.0.0.1:{free_ports_in_a_row(ports)}", script, Path(tempfile.mkdtemp(prefix="llmos-kafka-")))

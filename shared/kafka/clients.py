@@ -1,4 +1,4 @@
-"""How every adapter reaches Kafka: addresses, timeouts, and clients that leave nothing behind when they fail.
+"""How every adapter reaches Kafka: timeouts, and clients that leave nothing behind when they fail.
 
 A client starts threads, so it is made where it is used, after any fork. The library tries again on its own, and logs
 each try: what matters of that reaches the adapters as errors, so only its worst is shown.
@@ -14,16 +14,15 @@ from uuid import UUID
 
 import google_crc32c
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
-from shared.settings import SettingsError, shown
+from shared.kafka.address import Address
 
 log = logging.getLogger("llmos.kafka")
 
-DEFAULT_PORT = 9092
 REQUEST_TIMEOUT_MS = 5000
 BOOTSTRAP_TIMEOUT_MS = 2000
 CLOSE_S = 1.0
@@ -34,17 +33,6 @@ an idle consumer's processor: 4 % of a core at 50 ms, 0.6 % at 500 ms."""
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Its own checksum is Python, and takes 0.4 s per MB; the fast one that it looks for is under the LGPL.
 calc_crc32c.__defaults__ = (lambda view: google_crc32c.value(bytes(view)),)
-
-
-def servers(url: str) -> list[str]:
-    """The `host:port` of each server in `kafka://host:port[,host:port]`. Raises SettingsError."""
-    scheme, _, rest = url.partition("://")
-    found = [_with_port(address) for address in rest.rstrip("/").split(",")]
-    if scheme != "kafka" or not all(found):
-        raise SettingsError(
-            f"{shown(url)} is no address of Kafka; use kafka://host:9092 or kafka://host:9092,other:9092"
-        )
-    return found
 
 
 def producer(url: str, client_id: str, **options: Any) -> KafkaProducer:
@@ -112,16 +100,16 @@ def identity_of(client: KafkaConsumer, topic: str) -> UUID | None:
 
 def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) -> Any:
     """A connected client. One that does not get so far would leave its thread and its sockets behind."""
-    made: list[KafkaNetClient] = []
+    made: list[_NetClient] = []
 
     def make(**config: Any) -> KafkaNetClient:
-        client = KafkaNetClient(**config)
-        client.cluster.config["allow_auto_create_topics"] = False  # the option of that name does not get so far
-        made.append(client)
-        return client
+        made.append(_NetClient(**config))
+        return made[-1]
 
+    address = Address.parse(url)
     common = {
-        "bootstrap_servers": servers(url),
+        "bootstrap_servers": list(address.servers),
+        **address.options,
         "client_id": client_id,
         "kafka_client": make,
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
@@ -130,16 +118,29 @@ def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) 
     }
     try:
         return kind(**{**common, **options})
-    except BaseException:
+    except BaseException as error:
         for net in made:
             net.close()
+        if isinstance(error, KafkaTimeoutError) and made and made[0].refusal is not None:
+            raise KafkaTimeoutError(f"{address} cannot be reached: {made[0].refusal}") from error
         raise
 
 
-def _with_port(address: str) -> str:
-    """`host:port`, or nothing where the address is none."""
-    host, _, port = address.strip().rpartition(":")
-    if not host:
-        host, port = port, str(DEFAULT_PORT)
-    is_one = host and "@" not in host and port.isdecimal() and 0 < int(port) < 65536
-    return f"{host}:{port}" if is_one else ""
+class _NetClient(KafkaNetClient):  # type: ignore[misc]
+    """Keeps why the last connection failed, of which the library only tells that it took too long."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.cluster.config["allow_auto_create_topics"] = False  # the option of that name does not get so far
+        self.refusal: Exception | None = None
+        self._connect, self._manager.get_connection = self._manager.get_connection, self._watched_connection
+
+    def _watched_connection(self, *which: Any, **how: Any) -> Any:
+        connection = self._connect(*which, **how)
+        if not connection.init_future.is_done:
+            connection.init_future.add_errback(self._note)
+        return connection
+
+    def _note(self, error: Exception) -> None:
+        if not isinstance(self.refusal, SaslAuthenticationFailedError):  # after one, servers only hang up
+            self.refusal = error

@@ -17,7 +17,7 @@ def connect(url: str) -> Requests:
         from shared.requests.valkey import ValkeyRequests
 
         return ValkeyRequests(url)
-    if scheme == "kafka":
+    if scheme in {"kafka", "kafkas"}:
         from shared.requests.kafka import KafkaRequests
 
         return KafkaRequests(url)
@@ -32,7 +32,7 @@ def prepare(url: str) -> list[str]:
 
     Raises RequestsUnavailable, SettingsError.
     """
-    if url.partition("://")[0] != "kafka":
+    if url.partition("://")[0] not in {"kafka", "kafkas"}:
         return []
     from shared.requests.kafka.topic import create_topic
 

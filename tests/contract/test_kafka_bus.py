@@ -27,7 +27,7 @@ from shared.bus.kafka.topics import create_topics, spec
 from shared.bus.port import BusUnavailable, IncompatibleBus, Record
 from shared.contracts.jobs import CancelJob
 from shared.contracts.topics import JOBS_STATE, NODES_HEARTBEATS, TOPICS, Topic
-from shared.kafka.clients import servers
+from shared.kafka.address import Address
 from shared.settings import SettingsError
 from tests.contract.test_bus import Seen, name_of, put
 from tests.kafka_server import KafkaServer, kafka
@@ -86,7 +86,7 @@ def put_from_elsewhere(server: KafkaServer, topic: Topic, *names: str, key: str)
     ],
 )
 def test_an_address_names_servers(url: str, found: list[str]) -> None:
-    assert servers(url) == found
+    assert Address.parse(url).servers == found
 
 
 @pytest.mark.parametrize("url", ["kafka://", "kafka://a:b", "kafka://a,,b", "kafka://a:99999", "redis://a"])

@@ -21,11 +21,11 @@ from shared.bus.port import (
 from shared.bus.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT
 from shared.contracts.message import Message
 from shared.contracts.topics import TOPICS, Topic
-from shared.kafka.clients import servers
+from shared.kafka.address import Address
 
 
 class KafkaBus:
-    """Bus over the Kafka at `kafka://host:port[,host:port]`, whose topics are there.
+    """Bus over the Kafka at `kafka://host:port[,host:port]` or, with TLS, `kafkas://…`, whose topics are there.
 
     Connects when first used. `client_id` names this process in the servers' logs; `ping` asks for `topics`.
     """
@@ -39,7 +39,7 @@ class KafkaBus:
         max_in_flight: int = MAX_IN_FLIGHT,
         topics: Sequence[Topic] = TOPICS,
     ) -> None:
-        servers(url)  # a wrong address is refused here, not on another thread
+        Address.parse(url)  # a wrong address is refused here, not on another thread
         self._url = url
         self._topics = topics
         self._client_id = client_id

@@ -9,6 +9,7 @@ from kafka.errors import KafkaError
 
 from shared.bus.port import BusUnavailable, IncompatibleBus
 from shared.contracts.topics import TOPICS, Topic
+from shared.kafka.address import Address
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
 
 MAX_MESSAGE_BYTES = 4 * 2**20
@@ -25,7 +26,7 @@ def create_topics(url: str, topics: Sequence[Topic] = TOPICS) -> Made:
     except WrongTopics as error:
         raise IncompatibleBus(str(error)) from error
     except KafkaError as error:
-        raise BusUnavailable(f"the topics could not be made on {url}: {error}") from error
+        raise BusUnavailable(f"the topics could not be made on kafka://{Address.parse(url)}: {error}") from error
 
 
 def group_id(topic: Topic, group: str) -> str:

@@ -14,6 +14,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RetriableError
 
 from shared.contracts.inference import Cancel, Request, encode_item
 from shared.kafka import clients
+from shared.kafka.address import Address
 from shared.requests.kafka.inbox import Inbox
 from shared.requests.kafka.topic import MAX_REQUEST_BYTES, NAME, PARTITIONS, partition_of
 from shared.requests.port import RequestsUnavailable
@@ -27,10 +28,10 @@ MOST_BLOCKED_MS = 200
 
 
 class KafkaRequests:
-    """Requests over the Kafka at `kafka://host:port[,host:port]`. Belongs to one event loop; connects when used."""
+    """Requests over the Kafka at `kafka://…` or `kafkas://…`. Belongs to one event loop; connects when used."""
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        clients.servers(url)
+        Address.parse(url)
         self._url = url
         self._timeout_s = timeout_s
         self._producer: KafkaProducer | None = None

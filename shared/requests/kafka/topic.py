@@ -6,6 +6,7 @@ import zlib
 
 from kafka.errors import KafkaError
 
+from shared.kafka.address import Address
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
 from shared.requests.port import RequestsUnavailable
 
@@ -34,7 +35,9 @@ def create_topic(url: str) -> Made:
     try:
         return make_topics(url, [TOPIC], durable=False)
     except (WrongTopics, KafkaError) as error:
-        raise RequestsUnavailable(f"the topic of requests could not be made on {url}: {error}") from error
+        raise RequestsUnavailable(
+            f"the topic of requests could not be made on kafka://{Address.parse(url)}: {error}"
+        ) from error
 
 
 def partition_of(replica: str) -> int:

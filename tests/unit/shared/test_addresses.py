@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import bus, doorbell, replies, requests, store, valkey
 from shared.db import open_database
-from shared.kafka.clients import servers
+from shared.kafka.address import Address
 from shared.settings import Settings, SettingsError
 from tests.databases import NewDatabase
 
@@ -30,7 +30,7 @@ CONNECTS: list[Callable[[str], object]] = [
     valkey.redis_url,
     valkey.client,
     valkey.async_client,
-    servers,
+    Address.parse,
     open_database,
 ]
 
@@ -53,7 +53,15 @@ def test_an_address_of_no_known_kind_is_refused_without_being_repeated(
         (valkey.async_client, f"redis://:{SECRET}/0@host:6379"),
         (valkey.client, f"redis://host:6379/0?socket_timeout={SECRET}"),
         (doorbell.connect, f"redis://:{SECRET}@host:63x/0"),
-        (servers, f"kafka://me:{SECRET}@host:9092"),
+        (Address.parse, f"kafka://me:{SECRET}@host:port"),
+        (Address.parse, f"kafka://{SECRET}@host:9092"),
+        (Address.parse, f"kafkas://me:pass?{SECRET}@host:9092"),
+        (Address.parse, f"kafkas://me:12?{SECRET}@host:9092"),
+        (Address.parse, f"kafkas://me:pass@host:9092?password={SECRET}"),
+        (Address.parse, f"kafkas://me:{SECRET}@host:9092?sasl=GSSAPI"),
+        (Address.parse, f"kafkas://me:{SECRET}@host:9092?ca=/nowhere/ca.pem"),
+        (Address.parse, f"kafka://me:{SECRET}@host:9092?ca=/nowhere/ca.pem"),
+        (Address.parse, "kafkas://host:9092?sasl=PLAIN"),
         (connect_store, f"s3://me:{SECRET}@host:9000/bucket"),
         (open_database, f"postgresql+psycopg://me:{SECRET}@host:54x/db"),
         (open_database, f"postgresql+psycopg://me:pass@host:{SECRET}/db"),

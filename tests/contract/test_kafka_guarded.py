@@ -1,0 +1,114 @@
+"""A Kafka that asks for a password, with and without TLS: all works with the right one, and no error tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from shared import bus as buses
+from shared import requests as all_requests
+from shared.bus.kafka.topics import create_topics
+from shared.bus.port import BusUnavailable
+from shared.contracts.inference import Cancel
+from shared.contracts.jobs import CancelJob
+from shared.contracts.topics import Topic
+from shared.kafka.address import Address
+from shared.requests.port import RequestsUnavailable
+from shared.settings import SettingsError
+from tests.contract.test_bus import Seen, put
+from tests.guarded_kafka import MECHANISMS, PASSWORD, GuardedKafka, guarded_kafka
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[GuardedKafka]:
+    with guarded_kafka() as server:
+        yield server
+
+
+@pytest.fixture(params=itertools.product(MECHANISMS, [True, False]), ids=str)
+def url(guarded: GuardedKafka, request: pytest.FixtureRequest) -> str:
+    mechanism, tls = request.param
+    return guarded.url(mechanism, tls=tls)
+
+
+def test_a_bus_works_with_the_right_password(url: str) -> None:
+    events = Topic(f"{uuid4().hex}.events", timedelta(days=1), 2)
+    table = Topic(f"{uuid4().hex}.state", None, 2, compacted=True)
+    create_topics(url, [events, table])
+    bus, seen, followed = buses.connect(url, "test"), Seen(), Seen()
+    put(bus, events, "a")
+    put(bus, table, "b")
+    bus.subscribe(events, "g", seen)
+    bus.follow(table, followed.one)
+    eventually(lambda: (seen.names, followed.names) == (["a"], ["b"]))
+    eventually(lambda: bus.lag(events, "g") == 0)
+    bus.close()
+
+
+async def test_requests_work_with_the_right_password(url: str) -> None:
+    await asyncio.to_thread(all_requests.prepare, url)
+    carrier = all_requests.connect(url)
+    async with carrier.inbox("replica") as inbox, asyncio.timeout(30):
+        await carrier.send("replica", Cancel("1", 1))
+        assert await anext(inbox) == Cancel("1", 1)
+    await carrier.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [({"password": f"not-{PASSWORD}"}, "(?i)authenticat"), ({"ca": False}, "certificate")],
+    ids=["password", "authority"],
+)
+async def test_who_is_not_let_in_is_told_so_without_the_password(
+    guarded: GuardedKafka, wrong: dict[str, object], why: str
+) -> None:
+    url = guarded.url("PLAIN", tls=True, **wrong)  # type: ignore[arg-type]
+    bus, carrier = buses.connect(url, "test"), all_requests.connect(url)
+    with pytest.raises(BusUnavailable, match=why) as asked:
+        bus.ping()
+    with pytest.raises(BusUnavailable) as made:
+        create_topics(url)
+    with pytest.raises(RequestsUnavailable) as sent:
+        await carrier.send("replica", Cancel("1", 1))
+    assert not [error for error in (asked, made, sent) if PASSWORD in str(error.value) or url in str(error.value)]
+    bus.close()
+    await carrier.close()
+
+
+def test_a_publish_that_is_not_let_in_fails_in_time(guarded: GuardedKafka) -> None:
+    bus = buses.connect(guarded.url("SCRAM-SHA-512", tls=False, password="wrong"), "test")
+    future = bus.publish(Topic("jobs.events", None), "a", CancelJob(job_id="a"))
+    with pytest.raises(BusUnavailable, match="did not take the message"):
+        future.result(60)
+    bus.close()
+
+
+def test_an_address_says_how_to_reach_its_servers(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    plain = Address.parse("kafka://a,b:1")
+    assert (plain.servers, plain.options) == (["a:9092", "b:1"], {"security_protocol": "PLAINTEXT"})
+    tls = Address.parse(f"kafkas://a/?ca={ca}&cert={ca}&key={ca}")
+    files = dict.fromkeys(("ssl_cafile", "ssl_certfile", "ssl_keyfile"), str(ca))
+    assert tls.options == {"security_protocol": "SSL", **files}
+    login = Address.parse("kafkas://me%40company:s3cret%3A%2F%3F%25@a,b?sasl=SCRAM-SHA-512")
+    assert login.options == {
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "me@company",
+        "sasl_plain_password": PASSWORD,
+    }
+    assert Address.parse("kafkas://me:x@a").options["sasl_mechanism"] == "PLAIN"
+    assert "s3cret" not in f"{login!r} {login}"
+
+
+def test_an_authority_that_is_nowhere_is_refused_at_the_start() -> None:
+    with pytest.raises(SettingsError, match="ca names no file that is there"):
+        buses.connect("kafkas://host:9092?ca=/nowhere/ca.pem", "test")
