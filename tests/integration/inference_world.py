@@ -13,10 +13,13 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import shared.replies
+import shared.requests
 from services.gateway import errors
 from services.gateway.inference import InferenceGateway, Shortcut
 from services.gateway.keys import Principal
 from shared.bus.memory import MemoryBus
+from shared.bus.port import Bus
 from shared.contracts import topics
 from shared.contracts.deployments import ReplicaStatus
 from shared.contracts.inference import FrameKind, Request
@@ -57,11 +60,25 @@ class MemoryQueues:
         return self.hub.replies()
 
 
+class ServedQueues:
+    """Queues over servers."""
+
+    def __init__(self, requests_url: str, redis_url: str) -> None:
+        self._requests_url = requests_url
+        self._redis_url = redis_url
+
+    def requests(self) -> Requests:
+        return shared.requests.connect(self._requests_url)
+
+    def replies(self) -> Replies:
+        return shared.replies.connect(self._redis_url)
+
+
 class World:
     """A gateway on a socket, its queues, and the replicas of deployment `tiny` that a test has started."""
 
-    def __init__(self, queues: Queues, settings: Settings) -> None:
-        self.bus = MemoryBus()
+    def __init__(self, queues: Queues, settings: Settings, bus: Bus) -> None:
+        self.bus = bus
         self.queues = queues
         self.gateway = InferenceGateway(settings, self.bus, queues.requests(), queues.replies())
         self.replicas: dict[str, ScriptedReplica] = {}
@@ -124,9 +141,11 @@ class KnowsEveryone:
 
 
 @asynccontextmanager
-async def start_world(queues: Queues, *, shortcut: bool = True, **settings: Any) -> AsyncIterator[World]:
+async def start_world(
+    queues: Queues, *, bus: Bus | None = None, shortcut: bool = True, **settings: Any
+) -> AsyncIterator[World]:
     """Served until the block ends. With `shortcut=False` only FastAPI's routes answer."""
-    world = World(queues, Settings(**{"replica_silence_s": 0.5, **settings}))
+    world = World(queues, Settings(**{"replica_silence_s": 0.5, **settings}), bus or MemoryBus())
     app = FastAPI()
     errors.install(app)
     app.include_router(world.gateway.router)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import msgspec
 import openai
@@ -17,10 +17,13 @@ from services.gateway.inference import pending
 from services.gateway.inference.dispatch import GRACE_MS
 from shared.contracts.deployments import ReplicaState
 from shared.contracts.inference import FrameKind, Refusal, Request
+from tests.ground import Ground
 from tests.integration.inference_world import (
     QUESTION,
     WHOLE,
     MemoryQueues,
+    Queues,
+    ServedQueues,
     World,
     answer_stream,
     answer_whole,
@@ -34,19 +37,35 @@ from tests.integration.inference_world import (
     start_world,
     stay_alive,
 )
+from tests.servers import ValkeyServer, valkey
 from tests.serving import TENANT, ScriptedReplica, status
 from tests.waiting import aeventually
 
 
-@pytest.fixture
-def queues() -> MemoryQueues:
-    return MemoryQueues()
+@pytest.fixture(scope="module")
+def server() -> Iterator[ValkeyServer]:
+    with valkey(durable=False) as server:
+        yield server
 
 
 @pytest.fixture
-async def world(queues: MemoryQueues) -> AsyncIterator[World]:
-    async with start_world(queues) as world:
+def queues(ground: Ground, request: pytest.FixtureRequest) -> Queues:
+    """In memory, or requests over Kafka and replies over Valkey."""
+    if not ground.requests_url:
+        return MemoryQueues()
+    server: ValkeyServer = request.getfixturevalue("server")
+    return ServedQueues(ground.requests_url, server.unix_url)
+
+
+@pytest.fixture
+async def world(queues: Queues, ground: Ground) -> AsyncIterator[World]:
+    silence_s = 2.0 if ground.requests_url else 0.5
+    async with start_world(queues, bus=ground.bus(), replica_silence_s=silence_s) as world:
         yield world
+
+
+in_memory = pytest.mark.parametrize("ground", ["memory"], indirect=True)
+"""For what only queues in memory do at a word. Over servers: test_gateway_inference_valkey.py."""
 
 
 # What is asked and answered
@@ -455,6 +474,7 @@ async def test_a_slow_client_that_reads_on_is_told_why_its_answer_ended(world: W
 # Queues that go away
 
 
+@in_memory
 async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_works(
     world: World, queues: MemoryQueues
 ) -> None:
@@ -471,6 +491,7 @@ async def test_a_flush_ends_open_streams_with_an_error_and_the_next_request_work
     assert (await ask(world)).status_code == 200
 
 
+@in_memory
 async def test_a_flush_before_the_first_frame_is_a_503(world: World, queues: MemoryQueues) -> None:
     replica = await world.replica("r1", stay_alive)
     asking = asyncio.create_task(ask(world))
@@ -480,6 +501,7 @@ async def test_a_flush_before_the_first_frame_is_a_503(world: World, queues: Mem
     assert (answer.status_code, error_of(answer)["code"]) == (503, "replies_lost")
 
 
+@in_memory
 async def test_replies_away_are_a_503_until_they_are_back(world: World, queues: MemoryQueues) -> None:
     await world.replica("r1", answer_whole)
     queues.hub.away = True
@@ -492,6 +514,7 @@ async def test_replies_away_are_a_503_until_they_are_back(world: World, queues: 
     assert (await ask(world)).status_code == 200
 
 
+@in_memory
 async def test_requests_away_are_a_503(world: World, queues: MemoryQueues) -> None:
     await world.replica("r1", answer_whole)
     queues.inboxes.away = True

@@ -1,4 +1,7 @@
-"""Inference over a real Valkey, flushed and killed: open streams end with an error, and the next request works."""
+"""Inference over a real Valkey, flushed and killed: open streams end with an error, and the next request works.
+
+The requests go over it too, or over Kafka.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-import shared.replies
-import shared.requests
-from shared.replies.port import Replies
-from shared.requests.port import Requests
+from tests.ground import Ground
 from tests.integration.inference_world import (
     WHOLE,
+    ServedQueues,
     World,
     answer_stream,
     answer_whole,
@@ -28,17 +29,6 @@ from tests.servers import ValkeyServer, valkey
 from tests.waiting import aeventually
 
 
-class ValkeyQueues:
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def requests(self) -> Requests:
-        return shared.requests.connect(self._url)
-
-    def replies(self) -> Replies:
-        return shared.replies.connect(self._url)
-
-
 @pytest.fixture
 def server() -> Iterator[ValkeyServer]:
     with valkey(durable=False) as server:
@@ -46,8 +36,9 @@ def server() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-async def world(server: ValkeyServer) -> AsyncIterator[World]:
-    async with start_world(ValkeyQueues(server.unix_url), replica_silence_s=2) as world:
+async def world(server: ValkeyServer, ground: Ground) -> AsyncIterator[World]:
+    queues = ServedQueues(ground.requests_url or server.unix_url, server.unix_url)
+    async with start_world(queues, bus=ground.bus(), replica_silence_s=2) as world:
         yield world
 
 
