@@ -16,13 +16,11 @@ import psutil
 from services.trainer.leftovers import RunFolder
 from services.trainer.main import assemble
 from services.trainer.spawn import RUN_ID_VARIABLE
-from shared.bus.memory import MemoryBus, MemoryServer
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin, Manifest, ManifestFile, blob_key, manifest_key
 from shared.contracts.jobs import AttemptStarted, LogLines, Progress, Resources, RunMessage
-from shared.contracts.message import Message, decode
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, JOBS_LOGS, Topic
 from shared.settings import Settings
-from shared.store.local import LocalStore
+from tests.ground import Ground
 from tests.integration.scheduler_world import FakeRegistry, World
 from tests.waiting import eventually
 
@@ -34,10 +32,10 @@ NODES = ("n1", "n2")
 class GangWorld(World):
     """A world whose trainers are real."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.server = MemoryServer()
-        super().__init__(folder, lambda: MemoryBus(self.server), **settings)
-        self.store = LocalStore(folder / "objects")
+    def __init__(self, folder: Path, ground: Ground, **settings: object) -> None:
+        self.ground = ground
+        super().__init__(folder, ground.bus, db_url=ground.new_database("scheduler"), **settings)
+        self.store = ground.store()
         self.publications: FakeRegistry = self.registry()
 
     @contextmanager
@@ -79,9 +77,7 @@ class GangWorld(World):
         return ArtifactPin(name=name, version=1, kind=ArtifactKind.file, manifest_key=key)
 
     def said(self, topic: Topic, kind: type[M], job_id: str, attempt: int | None = None) -> list[M]:
-        with self.server.changed:
-            raws = [record.raw for record in self.server.logs[topic.name].records if record.raw]
-        messages: list[Message] = [decode(raw) for raw in raws]
+        messages = self.ground.said(topic)
         found = [message for message in messages if isinstance(message, kind) and message.job_id == job_id]
         return [message for message in found if attempt in (None, message.attempt)]
 

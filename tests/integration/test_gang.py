@@ -22,6 +22,7 @@ from shared.contracts.jobs import (
     Resources,
     ResumeJob,
 )
+from tests.ground import Ground
 from tests.integration.gang_world import GangWorld
 from tests.integration.tiny_models import chats, tiny_model
 from tests.waiting import eventually
@@ -43,8 +44,8 @@ TEXT = "".join(
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[GangWorld]:
-    world = GangWorld(tmp_path)
+def world(tmp_path: Path, ground: Ground) -> Iterator[GangWorld]:
+    world = GangWorld(tmp_path, ground)
     world.start_scheduler()
     yield world
     world.close()
