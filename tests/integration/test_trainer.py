@@ -24,13 +24,14 @@ from shared.contracts.jobs import (
     Wish,
 )
 from shared.store.staging import read_manifest
-from tests.integration.trainer_node import TrainerNode, alive, local_store
+from tests.ground import Ground
+from tests.integration.trainer_node import TrainerNode, alive
 from tests.waiting import eventually
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[TrainerNode]:
-    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+def node(tmp_path: Path, ground: Ground) -> Iterator[TrainerNode]:
+    with TrainerNode(tmp_path, ground).running() as node:
         yield node
 
 
@@ -132,9 +133,9 @@ def test_a_pause_saves_a_checkpoint_from_which_the_job_goes_on(node: TrainerNode
     assert node.await_event(AttemptSucceeded, "j", attempt=2).metrics["resumed_at"] == checkpoint.step
 
 
-def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, ground: Ground) -> None:
     params = {"steps": 1000, "step_s": 0.05, "ignore_sigterm": True, "fail_at_step": 3, "fail_with": "hang"}
-    with TrainerNode(tmp_path, local_store(tmp_path), stop_grace_s=0.3).running() as node:
+    with TrainerNode(tmp_path, ground, stop_grace_s=0.3).running() as node:
         desired = node.wish("j", params=params)
         pid = node.await_event(AttemptStarted, "j").pid
         eventually(lambda: [progress for progress in node.logs(Progress, "j") if progress.step == 2], 30)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import psutil
 import pytest
@@ -32,32 +32,40 @@ from shared.contracts.jobs import (
 from shared.contracts.message import Message, decode
 from shared.contracts.nodes import NodeHeartbeat
 from shared.contracts.topics import JOBS_EVENTS
-from shared.store.local import LocalStore
 from shared.store.port import OnBytes, StoreFull, StoreUnavailable
-from tests.integration.trainer_node import TrainerNode, alive, local_store
+from tests.ground import Ground
+from tests.integration.trainer_node import TrainerNode, alive
 from tests.waiting import eventually
 
 M = TypeVar("M", bound=Message)
 
 
-class AwayStore(LocalStore):
+class Store:
+    """The ground's store, but for what a kind of it does otherwise."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._store = ground.store()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class AwayStore(Store):
     """A store that can be away, or full."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.trouble: Exception | None = None
+    trouble: Exception | None = None
 
     def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         if self.trouble:
             raise self.trouble
-        super().put_file(key, path, on_bytes)
+        self._store.put_file(key, path, on_bytes)
 
 
-class HangingStore(LocalStore):
+class HangingStore(Store):
     """A store that is asked to take a file and never answers."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, ground: Ground) -> None:
+        super().__init__(ground)
         self.asked = threading.Event()
         self.answers = threading.Event()
 
@@ -68,8 +76,8 @@ class HangingStore(LocalStore):
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[HangingStore]:
-    store = HangingStore(tmp_path / "objects")
+def hanging(ground: Ground) -> Iterator[HangingStore]:
+    store = HangingStore(ground)
     yield store
     store.answers.set()
 
@@ -144,8 +152,10 @@ def test_a_restart_ends_a_child_that_outlived_its_trainer(tmp_path: Path) -> Non
         orphan.wait()
 
 
-def test_a_store_that_never_answers_holds_no_cancelled_run(tmp_path: Path, hanging: HangingStore) -> None:
-    node = TrainerNode(tmp_path, hanging, stop_grace_s=1)
+def test_a_store_that_never_answers_holds_no_cancelled_run(
+    tmp_path: Path, ground: Ground, hanging: HangingStore
+) -> None:
+    node = TrainerNode(tmp_path, ground, hanging, stop_grace_s=1)
     with node.running():
         wish = node.wish("j", params={"steps": 100_000, "step_s": 0.01, "checkpoint_every": 1})
         assert hanging.asked.wait(30)
@@ -154,8 +164,10 @@ def test_a_store_that_never_answers_holds_no_cancelled_run(tmp_path: Path, hangi
         eventually(lambda: list(node.runs.iterdir()) == [])
 
 
-def test_a_store_that_never_answers_holds_no_trainer_that_stops(tmp_path: Path, hanging: HangingStore) -> None:
-    node = TrainerNode(tmp_path, hanging, stop_grace_s=0)
+def test_a_store_that_never_answers_holds_no_trainer_that_stops(
+    tmp_path: Path, ground: Ground, hanging: HangingStore
+) -> None:
+    node = TrainerNode(tmp_path, ground, hanging, stop_grace_s=0)
     with node.running(farewell_s=0.5):
         node.wish("j", params={"steps": 100_000, "step_s": 0.01, "checkpoint_every": 1})
         assert hanging.asked.wait(30)
@@ -211,13 +223,12 @@ def test_a_second_trainer_of_the_same_name_is_refused_with_a_sentence(tmp_path: 
     assert "Traceback" not in second.stderr
 
 
-def test_what_was_said_while_the_bus_was_away_comes_later_in_order(tmp_path: Path) -> None:
-    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+def test_what_was_said_while_the_bus_was_away_comes_later_in_order(tmp_path: Path, ground: Ground) -> None:
+    with TrainerNode(tmp_path, ground).running() as node:
         node.wish("j", params={"steps": 6, "step_s": 0.1, "checkpoint_every": 2, "log_line": "step"})
         pid = node.await_event(AttemptStarted, "j").pid
-        node.bus.away = True
-        eventually(lambda: not alive(pid), 30)
-        node.bus.away = False
+        with ground.bus_away():
+            eventually(lambda: not alive(pid), 30)
         node.await_event(AttemptSucceeded, "j")
         steps = [event.checkpoint.step for event in node.events("j") if isinstance(event, CheckpointSaved)]
         assert steps == [2, 4, 6]
@@ -226,22 +237,21 @@ def test_what_was_said_while_the_bus_was_away_comes_later_in_order(tmp_path: Pat
         assert lines.count("step") == 6
 
 
-def test_a_run_cut_off_for_too_long_is_stopped_and_given_back(tmp_path: Path) -> None:
-    with TrainerNode(tmp_path, local_store(tmp_path), orphan_timeout_s=1).running() as node:
+def test_a_run_cut_off_for_too_long_is_stopped_and_given_back(tmp_path: Path, ground: Ground) -> None:
+    with TrainerNode(tmp_path, ground, orphan_timeout_s=1).running() as node:
         node.wish("j", params={"steps": 10_000, "step_s": 0.05})
         pid = node.await_event(AttemptStarted, "j").pid
         eventually(lambda: node.logs(Progress, "j"), 30)
-        node.bus.away = True
-        eventually(lambda: not alive(pid), 30)
-        node.bus.away = False
+        with ground.bus_away():
+            eventually(lambda: not alive(pid), 30)
         failed = node.await_event(AttemptFailed, "j")
         assert (failed.failure.reason, failed.retryable) == (FailureReason.lost, True)
 
 
-def test_uploads_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
-    store = AwayStore(tmp_path / "objects")
+def test_uploads_wait_for_a_store_that_is_away(tmp_path: Path, ground: Ground) -> None:
+    store = AwayStore(ground)
     store.trouble = StoreUnavailable("nobody answers")
-    with TrainerNode(tmp_path, store).running() as node:
+    with TrainerNode(tmp_path, ground, store).running() as node:
         node.wish("j", params={"steps": 2, "checkpoint_every": 1})
         node.await_log("the object store is away", "j")
         assert node.said(JOBS_EVENTS, CheckpointSaved, "j") == []
@@ -250,10 +260,10 @@ def test_uploads_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
         assert len(node.said(JOBS_EVENTS, CheckpointSaved, "j")) == 2
 
 
-def test_a_cancel_does_not_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
-    store = AwayStore(tmp_path / "objects")
+def test_a_cancel_does_not_wait_for_a_store_that_is_away(tmp_path: Path, ground: Ground) -> None:
+    store = AwayStore(ground)
     store.trouble = StoreUnavailable("nobody answers")
-    with TrainerNode(tmp_path, store).running() as node:
+    with TrainerNode(tmp_path, ground, store).running() as node:
         desired = node.wish("j", params={"steps": 1})
         node.await_log("the object store is away", "j")
         node.rewish(desired, wish=Wish.cancel)
@@ -261,10 +271,10 @@ def test_a_cancel_does_not_wait_for_a_store_that_is_away(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("steps", [1, 10_000])
-def test_a_full_store_ends_the_run_with_a_hint(tmp_path: Path, steps: int) -> None:
-    store = AwayStore(tmp_path / "objects")
+def test_a_full_store_ends_the_run_with_a_hint(tmp_path: Path, ground: Ground, steps: int) -> None:
+    store = AwayStore(ground)
     store.trouble = StoreFull("no room for the object")
-    with TrainerNode(tmp_path, store).running() as node:
+    with TrainerNode(tmp_path, ground, store).running() as node:
         node.wish("j", params={"steps": steps, "step_s": 0.01, "checkpoint_every": 5})
         failed = node.await_event(AttemptFailed, "j")
         assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
@@ -272,13 +282,13 @@ def test_a_full_store_ends_the_run_with_a_hint(tmp_path: Path, steps: int) -> No
 
 
 def test_a_disk_that_refuses_the_start_ends_the_attempt_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "record", full)
-    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+    with TrainerNode(tmp_path, ground).running() as node:
         node.wish("j", params={"steps": 1})
         failed = node.await_event(AttemptFailed, "j")
         assert (failed.failure.reason, failed.retryable) == (FailureReason.disk_full, False)
@@ -297,13 +307,13 @@ def test_a_disk_that_refuses_the_start_ends_the_attempt_with_its_reason(
     ],
 )
 def test_whatever_refuses_a_start_ends_that_attempt_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, refusal: Exception
+    tmp_path: Path, ground: Ground, monkeypatch: pytest.MonkeyPatch, what: str, refusal: Exception
 ) -> None:
     def refuse(*_: object) -> None:
         raise refusal
 
     before = set(psutil.Process().children())
-    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+    with TrainerNode(tmp_path, ground).running() as node:
         with monkeypatch.context() as patches:
             patches.setattr(what, refuse)
             node.wish("j", params={"steps": 1})
@@ -318,8 +328,10 @@ def test_whatever_refuses_a_start_ends_that_attempt_and_nothing_else(
         node.await_event(AttemptSucceeded, "next")
 
 
-def test_a_child_that_dies_before_it_begins_is_reported_while_its_inputs_are_still_pulled(tmp_path: Path) -> None:
-    class Silent(LocalStore):
+def test_a_child_that_dies_before_it_begins_is_reported_while_its_inputs_are_still_pulled(
+    tmp_path: Path, ground: Ground
+) -> None:
+    class Silent(Store):
         def get_bytes(self, key: str) -> bytes:
             asked.set()
             answers.wait(60)
@@ -328,7 +340,7 @@ def test_a_child_that_dies_before_it_begins_is_reported_while_its_inputs_are_sti
     asked, answers = threading.Event(), threading.Event()
     pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
     try:
-        with TrainerNode(tmp_path, Silent(tmp_path / "objects")).running() as node:
+        with TrainerNode(tmp_path, ground, Silent(ground)).running() as node:
             node.wish("j", inputs={"data": pin})
             assert asked.wait(30)
             os.kill(node.await_event(AttemptStarted, "j").pid, signal.SIGKILL)
@@ -338,8 +350,8 @@ def test_a_child_that_dies_before_it_begins_is_reported_while_its_inputs_are_sti
         answers.set()
 
 
-def test_a_missing_input_is_named(tmp_path: Path) -> None:
-    with TrainerNode(tmp_path, local_store(tmp_path)).running() as node:
+def test_a_missing_input_is_named(tmp_path: Path, ground: Ground) -> None:
+    with TrainerNode(tmp_path, ground).running() as node:
         pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
         node.wish("j", inputs={"data": pin})
         failed = node.await_event(AttemptFailed, "j")
@@ -347,13 +359,13 @@ def test_a_missing_input_is_named(tmp_path: Path) -> None:
         assert "manifests/default/data/3.json" in failed.failure.message
 
 
-def test_inputs_wait_for_a_store_that_is_away_and_a_pause_does_not(tmp_path: Path) -> None:
-    class Unreadable(LocalStore):
+def test_inputs_wait_for_a_store_that_is_away_and_a_pause_does_not(tmp_path: Path, ground: Ground) -> None:
+    class Unreadable(Store):
         def get_bytes(self, key: str) -> bytes:
             raise StoreUnavailable("nobody answers")
 
     pin = ArtifactPin(name="data", version=3, kind=ArtifactKind.file, manifest_key="manifests/default/data/3.json")
-    with TrainerNode(tmp_path, Unreadable(tmp_path / "objects")).running() as node:
+    with TrainerNode(tmp_path, ground, Unreadable(ground)).running() as node:
         desired = node.wish("j", inputs={"data": pin})
         node.await_log("the object store is away", "j")
         node.rewish(desired, wish=Wish.pause)

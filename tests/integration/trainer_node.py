@@ -1,4 +1,4 @@
-"""A trainer node in this process: real agent, real child processes, memory bus, local store."""
+"""A trainer node in this process: real agent, real child processes, on the ground that a test stands on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import psutil
 
 from services.trainer.leftovers import RunFolder
 from services.trainer.main import assemble
-from shared.bus.memory import MemoryBus
 from shared.contracts.artifacts import ArtifactKind
 from shared.contracts.jobs import DesiredAttempt, JobSpec, LogLines, Place, RunMessage, Wish
-from shared.contracts.message import Message, decode
+from shared.contracts.message import Message
 from shared.contracts.nodes import NodeHeartbeat
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, JOBS_LOGS, NODES_HEARTBEATS, Topic
 from shared.settings import Settings
-from shared.store.local import LocalStore
 from shared.store.port import ObjectStore
+from tests.ground import Ground
 from tests.waiting import eventually
 
 M = TypeVar("M", bound=Message)
@@ -32,9 +31,10 @@ NODE = "here"
 class TrainerNode:
     """What a test wishes, and what the node said."""
 
-    def __init__(self, home: Path, store: ObjectStore, **settings: Any) -> None:
-        self.bus = MemoryBus()
-        self.store = store
+    def __init__(self, home: Path, ground: Ground, store: ObjectStore | None = None, **settings: Any) -> None:
+        self.ground = ground
+        self.bus = ground.bus()
+        self.store = store or ground.store()
         given = {"stop_grace_s": 20, "heartbeat_s": 0.2, "node": NODE, "home": home, **settings}
         self.settings = Settings(**given)
         self.runs = home / "trainer" / NODE / "runs"
@@ -88,9 +88,7 @@ class TrainerNode:
         self.bus.publish(ATTEMPTS_DESIRED, job_id, None).result()
 
     def said(self, topic: Topic, kind: type[M], job_id: str | None = None) -> list[M]:
-        with self.bus.server.changed:
-            raws = [record.raw for record in self.bus.server.logs[topic.name].records if record.raw]
-        found = [message for message in map(decode, raws) if isinstance(message, kind)]
+        found = [message for message in self.ground.said(topic) if isinstance(message, kind)]
         return [message for message in found if job_id in (None, getattr(message, "job_id", None))]
 
     def events(self, job_id: str) -> list[RunMessage]:
@@ -119,10 +117,6 @@ class TrainerNode:
             30,
             f"{line!r} in the log of {job_id}",
         )
-
-
-def local_store(folder: Path) -> LocalStore:
-    return LocalStore(folder / "objects")
 
 
 def alive(pid: int) -> bool:
