@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -24,29 +23,16 @@ from services.trainer.gang import (
     reserve_port,
     seat,
 )
-from services.trainer.log_feed import LogFeed
 from services.trainer.mover import Mover
 from services.trainer.oom import oom_kills
 from services.trainer.outbox import Outbox
-from services.trainer.progress import ProgressFeed, percent
 from services.trainer.spawn import Child, child_environment
 from services.trainer.supervision import TICK_S, Supervision
+from services.trainer.telling import Telling
 from services.trainer.tracing import RunTrace
 from services.trainer.transfers import Aborted, Transfers
 from services.trainer.workplace import Workplace
-from shared.contracts.jobs import (
-    AttemptFailed,
-    AttemptStarted,
-    AttemptStopped,
-    AttemptSucceeded,
-    CheckpointSaved,
-    DesiredAttempt,
-    LogLines,
-    Place,
-    Progress,
-    RunMessage,
-    Wish,
-)
+from shared.contracts.jobs import DesiredAttempt, Place, RunMessage, Wish
 from shared.contracts.nodes import RunRef
 
 log = structlog.get_logger(__name__)
@@ -72,10 +58,9 @@ class Run:
         self._on_change = on_change
         self._trace = RunTrace(desired, self.ref, place.node)
         self._log = log.bind(job_id=desired.job_id, attempt=desired.attempt, run_id=run_id)
-        self._outbox = Outbox(at.bus, at.contact, run_id[:8])
-        self._lines = LogFeed()
-        self._progress = ProgressFeed()
-        self._transfers = Transfers(at.store, at.cache, run_id, at.settings.orphan_timeout_s, self._say)
+        outbox = Outbox(at.bus, at.contact, run_id[:8])
+        self._telling = Telling(desired, place, self.ref, self._trace.traceparent, outbox)
+        self._transfers = Transfers(at.store, at.cache, run_id, at.settings.orphan_timeout_s, self._telling.say)
         self._mover = Mover(run_id[:8])
         self._moving_ends_s = float("inf")
         """When transfers that nobody wants any more are left behind, should the store not even let them be aborted."""
@@ -96,7 +81,7 @@ class Run:
         try:
             child, workdir, meeting = self._spawn()
             self._announce(child.pid, meeting)
-            supervision = Supervision(child, partial(self._hear, child), self._print, self._flush)
+            supervision = Supervision(child, partial(self._hear, child), self._telling.print, self._telling.flush)
             self._mover.start()
             threading.Thread(target=self._live, args=(child, workdir, supervision), name="run").start()
         except Exception as error:  # no file, thread or process more, or a name that is none
@@ -132,7 +117,7 @@ class Run:
         self._end_transfers(0)
         if self._supervision:
             self._supervision.stop(0)
-        self._outbox.abandon()
+        self._telling.abandon()
 
     def _end_transfers(self, grace_s: float) -> None:
         self._transfers.abort()
@@ -173,7 +158,7 @@ class Run:
         else:
             self._announce(os.getpid())
         self._mover.close()
-        self._settle(self._failed(endings.of_transfer(error, "Starting the training process", [])))
+        self._settle(self._telling.failed(endings.of_transfer(error, "Starting the training process", [])))
         self._at.folder.clear(self.ref.run_id)
 
     def _announce(self, pid: int, meeting: str = "") -> None:
@@ -181,7 +166,7 @@ class Run:
             self.announced = True
             self._on_change()
 
-        self._outbox.put(AttemptStarted(**self._fence(), node=self._place.node, pid=pid, meeting=meeting), announced)
+        self._telling.started(pid, meeting, announced)
 
     # On the run's own thread
 
@@ -198,9 +183,9 @@ class Run:
             self._log.exception("supervision_failed")
             child.reap()
             self._end_transfers(0)
-            final = self._failed(endings.of_transfer(error, "Supervising the run", self._lines.tail()))
+            final = self._telling.failed(endings.of_transfer(error, "Supervising the run", self._telling.tail()))
         self._mover.close()
-        self._flush(everything=True)
+        self._telling.flush(everything=True)
         self._settle(final)
         child.close()
         self._transfers.release()
@@ -209,7 +194,7 @@ class Run:
     def _hear(self, child: Child, report: protocol.Report) -> None:
         match report:
             case protocol.ProgressMade():
-                self._progress.add(report, time.monotonic())
+                self._telling.progressed(report)
             case protocol.CheckpointMade():
                 self._mover.submit(self._save, child, report)
             case protocol.Done() | protocol.Failed() | protocol.Halted():
@@ -225,7 +210,7 @@ class Run:
             and not self._abandoned
             and time.monotonic() - ended_s < patience_s(self.ref.rank, self._said, self._order)
         ):
-            self._flush()
+            self._telling.flush()
             self._ordered.wait(TICK_S)
             self._ordered.clear()  # before the next look at the order, or a second look would not wait
 
@@ -233,7 +218,7 @@ class Run:
         """After the uploads that wait: checkpoints that lie whole on the disk still count."""
         concluding = self._mover.submit(self._conclude, status)
         while not wait([concluding], TICK_S).done:
-            self._flush()
+            self._telling.flush()
             if time.monotonic() > self._moving_ends_s:
                 self._log.warning("transfer_left_behind")
                 return self._conclude(status)
@@ -241,20 +226,20 @@ class Run:
 
     def _conclude(self, status: int) -> RunMessage:
         """Which last word this run deserves."""
-        order, said, tail = self._order, self._said, self._lines.tail()
+        order, said, tail = self._order, self._said, self._telling.tail()
         if order and order.worthless:
-            return self._stopped(order)
+            return self._telling.stopped(order)
         if self._problem:
-            return self._failed(self._problem)
+            return self._telling.failed(self._problem)
         if isinstance(said, protocol.Done):
             return self._publish(said)
         if isinstance(said, protocol.Failed) and not (order and said.retryable):
-            return self._failed(endings.of_words(said, tail))
+            return self._telling.failed(endings.of_words(said, tail))
         if order and order.wish:
-            return self._stopped(order)
+            return self._telling.stopped(order)
         if order or isinstance(said, protocol.Halted):
-            return self._failed(endings.given_back(order.why if order else endings.STOPPED_FROM_OUTSIDE, tail))
-        return self._failed(endings.of_exit(status, oom_kills() > self._oom_kills, tail))
+            return self._telling.failed(endings.given_back(order.why if order else endings.STOPPED_FROM_OUTSIDE, tail))
+        return self._telling.failed(endings.of_exit(status, oom_kills() > self._oom_kills, tail))
 
     def _publish(self, done: protocol.Done) -> RunMessage:
         """Upload the outputs. A pause that comes meanwhile comes too late; a cancel does not."""
@@ -262,12 +247,12 @@ class Run:
             with self._trace.part("upload outputs"):
                 outputs = [self._transfers.upload_output(self._desired, made) for made in done.outputs]
         except Aborted:
-            return self._stopped(self._order or StopOrder(Wish.none))
+            return self._telling.stopped(self._order or StopOrder(Wish.none))
         except Exception as error:  # whatever the store, the disk or a recipe's bad name says
             self._log.warning("outputs_not_uploaded", reason=str(error))
-            return self._failed(endings.of_transfer(error, "Uploading the outputs", self._lines.tail()))
+            return self._telling.failed(endings.of_transfer(error, "Uploading the outputs", self._telling.tail()))
         metrics = {name: value for made in reversed(done.outputs) for name, value in made.metrics.items()}
-        return AttemptSucceeded(**self._fence(), outputs=outputs, metrics=metrics)
+        return self._telling.succeeded(outputs, metrics)
 
     def _settle(self, final: RunMessage) -> None:
         def settled() -> None:
@@ -276,8 +261,7 @@ class Run:
 
         self._log.info("run_ended", how=type(final).__name__)
         self._trace.ends(final)
-        self._outbox.put(final, settled)
-        self._outbox.close()
+        self._telling.ends(final, settled)
 
     # On the mover's thread
 
@@ -316,7 +300,7 @@ class Run:
             with self._trace.part("upload checkpoint"):
                 checkpoint = self._transfers.upload_checkpoint(self._desired, made)
             if checkpoint:
-                self._outbox.put(CheckpointSaved(**self._fence(), checkpoint=checkpoint))
+                self._telling.saved(checkpoint)
         except Aborted:
             return
         except Exception as error:  # whatever the store or the disk says
@@ -326,47 +310,8 @@ class Run:
 
     def _give_up(self, error: Exception, doing: str, child: Child) -> None:
         self._log.warning("run_given_up", doing=doing, reason=str(error))
-        self._problem = self._problem or endings.of_transfer(error, doing, self._lines.tail())
+        self._problem = self._problem or endings.of_transfer(error, doing, self._telling.tail())
         child.kill()
-
-    # What goes out
-
-    def _say(self, line: str) -> None:
-        self._print([line])
-
-    def _print(self, lines: list[str]) -> None:
-        self._lines.add(lines, time.monotonic())
-
-    def _flush(self, everything: bool = False) -> None:
-        now_s = time.monotonic()
-        while lines := self._lines.take(now_s, everything):
-            self._outbox.put(LogLines(**self._fence(), lines=lines))
-        if made := self._progress.take(now_s, everything):
-            self._outbox.put(
-                Progress(
-                    **self._fence(),
-                    step=made.step,
-                    total_steps=made.total_steps,
-                    tokens=made.tokens,
-                    percent=percent(made.step, made.total_steps),
-                    eta_s=made.eta_s,
-                    metrics=made.metrics,
-                )
-            )
-
-    def _failed(self, ended: Ended) -> AttemptFailed:
-        failure = ended.failure
-        if self._gathering:
-            who = f"Rank {self.ref.rank} on {self._place.node}"
-            failure = failure.changed(message=f"{who}: {failure.message}")
-        return AttemptFailed(**self._fence(), failure=failure, retryable=ended.retryable)
-
-    def _stopped(self, order: StopOrder) -> AttemptStopped:
-        return AttemptStopped(**self._fence(), wish=order.wish or Wish.none)
-
-    def _fence(self) -> dict[str, Any]:
-        """The fields that every message of this run carries."""
-        return {**self.ref.model_dump(), "tenant": self._desired.tenant, "traceparent": self._trace.traceparent}
 
     def _grace_s(self, order: StopOrder) -> float:
         grace_s = self._at.settings.stop_grace_s
