@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from services.gateway.main import create_app
 from services.registry.main import Service as Registry
 from services.scheduler.main import Service as Scheduler
 from services.scheduler.truth import take_over
-from shared.bus.memory import MemoryBus, MemoryServer
+from shared.bus.port import Bus
 from shared.contracts.artifacts import run_prefix
 from shared.contracts.jobs import AttemptSucceeded, CheckpointRef, CheckpointSaved, Output
 from shared.contracts.topics import JOBS_STATE, Topic
@@ -35,7 +35,7 @@ from tests.waiting import eventually
 class StagingTrainer(FakeTrainer):
     """Saves a checkpoint and stages an output for every run, and ends it; not where the output is called `held…`."""
 
-    def __init__(self, bus: MemoryBus, store: ObjectStore, folder: Path, slots: int = 4) -> None:
+    def __init__(self, bus: Bus, store: ObjectStore, folder: Path, slots: int = 4) -> None:
         self.store = store
         self.folder = folder
         super().__init__(bus, "n1", slots=slots, finish=True)
@@ -67,7 +67,7 @@ class StagingTrainer(FakeTrainer):
 class Whole:
     """What runs, and how to ask it."""
 
-    def __init__(self, gateway: Running, scheduler: Scheduler, bus: MemoryBus) -> None:
+    def __init__(self, gateway: Running, scheduler: Scheduler, bus: Bus) -> None:
         self.gateway = gateway
         self.scheduler = scheduler
         self._shown: dict[Topic, set[str]] = {JOBS_STATE: set()}
@@ -93,13 +93,15 @@ class Whole:
 
 
 @contextmanager
-def running_system(settings: Settings, scratch: Path, *, trainer: bool = True) -> Iterator[Whole]:
+def running_system(
+    settings: Settings, new_bus: Callable[[], Bus], scratch: Path, *, trainer: bool = True
+) -> Iterator[Whole]:
     """All of it on the databases and the store of the settings, over a bus that is empty at the start."""
-    server, store = MemoryServer(), connect(settings)
+    store = connect(settings)
     with ExitStack() as stack:
 
-        def own_bus() -> MemoryBus:
-            bus = MemoryBus(server)
+        def own_bus() -> Bus:
+            bus = new_bus()
             stack.callback(bus.close)
             return bus
 
@@ -115,7 +117,7 @@ def running_system(settings: Settings, scratch: Path, *, trainer: bool = True) -
         scheduler = Scheduler(settings, scheduler_db, own_bus(), MemoryDoorbell(), take_over(scheduler_db))
         scheduler.start()
         stack.callback(scheduler.stop)
-        gateway = stack.enter_context(_gateway(settings, MemoryBus(server), store))
+        gateway = stack.enter_context(_gateway(settings, new_bus(), store))
         if trainer:
             node = StagingTrainer(own_bus(), store, scratch)
             stack.callback(node.die)
@@ -123,7 +125,7 @@ def running_system(settings: Settings, scratch: Path, *, trainer: bool = True) -
 
 
 @contextmanager
-def _gateway(settings: Settings, bus: MemoryBus, store: ObjectStore) -> Iterator[Running]:
+def _gateway(settings: Settings, bus: Bus, store: ObjectStore) -> Iterator[Running]:
     database = open_database(settings.effective_db_url("gateway"))
     app = create_app(settings, bus, store, MemoryRequests(), MemoryReplyHub().replies(), database)
     with socket.socket() as listening:
@@ -132,7 +134,7 @@ def _gateway(settings: Settings, bus: MemoryBus, store: ObjectStore) -> Iterator
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         eventually(lambda: server.started, what="the gateway's start")
-        running = Running(app, bus, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        running = Running(app, f"http://127.0.0.1:{listening.getsockname()[1]}")
         try:
             running.wait_until_ready()
             yield running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,41 +20,29 @@ from shared.backup.taking import take
 from shared.backup.verifying import verify_backup, verify_system
 from shared.contracts.topics import JOBS_STATE
 from shared.settings import Settings
-from shared.store import prepare
-from tests.databases import maker
+from tests.ground import Ground, opened
 from tests.integration.backup_world import Whole, running_system
 from tests.integration.gateway_world import KEY
-from tests.s3_server import S3Server, s3_server
 from tests.waiting import eventually
 
-NewSystem = Callable[[str], Settings]
-"""Kind of database → the settings of a system of its own, with nothing in it."""
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+NewSystem = Callable[[str], tuple[Settings, Ground]]
+"""Kind of ground → the settings of a system of its own, with nothing in it, and what it stands on."""
 
 
 @pytest.fixture
-def new_system(request: pytest.FixtureRequest, tmp_path: Path) -> NewSystem:
-    """Embedded: SQLite and a folder. Cluster: PostgreSQL and S3."""
+def new_system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewSystem]:
+    with ExitStack() as grounds:
 
-    def new(kind: str) -> Settings:
-        home = tmp_path / uuid4().hex[:6]
-        fields: dict[str, Any] = {"home": home, "api_key": KEY, "tick_s": 0.05, "backoff_s": 0.05}
-        if kind == "postgresql":
-            server: S3Server = request.getfixturevalue("s3")
-            database = maker(kind, request, home)
-            fields |= {f"{service}_db_url": database(service) for service in SERVICES}
-            fields |= {"store_url": f"s3://{server.endpoint}/b{home.name}"}
-            fields |= {"s3_access_key": server.access_key, "s3_secret_key": server.secret_key}
-        settings = Settings(**fields)
-        prepare(settings)
-        return settings
+        def new(kind: str) -> tuple[Settings, Ground]:
+            home = tmp_path / uuid4().hex[:6]
+            ground = grounds.enter_context(opened(kind, request, home))
+            fields: dict[str, Any] = {"home": home, "api_key": KEY, "tick_s": 0.05, "backoff_s": 0.05}
+            if kind == "cluster":
+                fields |= {f"{service}_db_url": ground.new_database(service) for service in SERVICES}
+                fields |= ground.store_settings
+            return Settings(**fields), ground
 
-    return new
+        yield new
 
 
 def place_beside(settings: Settings, folder: Path) -> Place:
@@ -107,15 +96,16 @@ class Working:
 
 @pytest.mark.parametrize(
     ("kind", "to"),
-    [("sqlite", "sqlite"), ("postgresql", "postgresql"), ("sqlite", "postgresql"), ("postgresql", "sqlite")],
+    [("memory", "memory"), ("cluster", "cluster"), ("memory", "cluster"), ("cluster", "memory")],
 )
+@pytest.mark.timeout(300)
 def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
     kind: str, to: str, new_system: NewSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.scheduler.liveness.UNLISTED_S", 1.0)
-    before, after = new_system(kind), new_system(to)
+    (before, here), (after, there) = new_system(kind), new_system(to)
     place = place_beside(before, tmp_path)
-    with running_system(before, tmp_path / "scratch1") as whole:
+    with running_system(before, here.bus, tmp_path / "scratch1") as whole:
         done = [whole.submit(output="report") for _ in range(3)]
         for job_id in done:
             whole.until(job_id, "succeeded")
@@ -130,7 +120,7 @@ def test_all_that_was_accepted_before_a_backup_is_there_after_its_restore(
     assert verify_backup(place, place.backup(None), Silent()).broken == []
 
     bring_back(after, place)
-    with running_system(after, tmp_path / "scratch2") as whole:
+    with running_system(after, there.bus, tmp_path / "scratch2") as whole:
         every_job = {*done, *accepted[0], held}
         eventually(lambda: every_job <= whole.shown(JOBS_STATE), 30, "the truth of every job on the new bus")
         for job_id in done + accepted[0]:
