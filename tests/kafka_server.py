@@ -40,6 +40,8 @@ broker.heartbeat.interval.ms=250
 log.cleaner.backoff.ms=100
 log.retention.check.interval.ms=500
 """
+# Where nobody kills it: on a busy machine a short session ends by itself, and the broker leads nothing for a while.
+LONG_SESSION = "broker.session.timeout.ms=9000\n"
 
 
 class KafkaServer:
@@ -156,6 +158,7 @@ def kafka() -> KafkaServer:
     address = os.environ.get("LLMOS_TEST_KAFKA")
     server = KafkaServer(address) if address else own_kafka()
     if not address:
+        server.extra = LONG_SESSION
         atexit.register(server.end)
         server.start()
     create_topics(server.url)
