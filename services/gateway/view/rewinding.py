@@ -30,10 +30,10 @@ class End(NamedTuple):
 
 
 class Rewinding:
-    """Remembers how far each partition was read, so that the tables are asked at a start and at repeats alone."""
+    """Remembers how far each partition goes, so that the tables are asked only where a batch begins before that."""
 
     def __init__(self) -> None:
-        self._read: dict[Partition, int] = {}
+        self._furthest: dict[Partition, int] = {}
 
     def make_way(self, sql: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Before these rows are inserted: move older ones before position 0 where the rows come from a topic that was
@@ -41,12 +41,14 @@ class Rewinding:
         of_partition = itemgetter("topic", "part")
         for partition, group in groupby(sorted(rows, key=itemgetter("topic", "part", "pos")), of_partition):
             mine = list(group)
-            if mine[0]["pos"] <= self._read.get(partition, mine[0]["pos"]):
-                end = _end(sql, partition)
-                if end and _any_news(sql, partition, mine, end):
+            first, furthest = mine[0]["pos"], mine[-1]["pos"]
+            if first <= self._furthest.get(partition, first) and (end := _end(sql, partition)):
+                if _any_news(sql, partition, mine, end):
                     log.warning("topic_made_anew", topic=partition[0], partition=partition[1])
                     _move_before(sql, partition, end.pos + 1)
-            self._read[partition] = mine[-1]["pos"]
+                else:
+                    furthest = max(furthest, end.pos)
+            self._furthest[partition] = furthest
 
 
 def _end(sql: Connection, partition: Partition) -> End | None:
@@ -58,13 +60,19 @@ def _end(sql: Connection, partition: Partition) -> End | None:
 def _any_news(sql: Connection, partition: Partition, rows: Sequence[dict[str, Any]], end: End) -> bool:
     """Whether one of the rows lies where the topic was read already, and is none of what was read there.
 
-    A repeat whose record was deleted meanwhile is told by its age: it is no newer than the furthest record.
+    Where nothing lies by now, a repeat of what was deleted meanwhile is told by its age: it is no newer than the
+    furthest record. Elsewhere age says nothing: a run may have kept back what it said long before the wipe.
     """
-    early = [row for row in rows if row["pos"] <= end.pos and row["at"] > end.at]
+    early = [row for row in rows if row["pos"] <= end.pos]
     columns = job_records.c.pos, job_records.c.job_id, job_records.c.type, job_records.c.at
     places = job_records.c.pos.in_([row["pos"] for row in early])
-    known = {tuple(row) for row in sql.execute(select(*columns).where(*_in(partition), places))} if early else set()
-    return any((row["pos"], row["job_id"], row["type"], row["at"]) not in known for row in early)
+    known = {row.pos: tuple(row) for row in sql.execute(select(*columns).where(*_in(partition), places))}
+    return any(
+        known[row["pos"]] != (row["pos"], row["job_id"], row["type"], row["at"])
+        if row["pos"] in known
+        else row["at"] > end.at
+        for row in early
+    )
 
 
 def _move_before(sql: Connection, partition: Partition, by: int) -> None:

@@ -64,6 +64,27 @@ def test_what_comes_after_a_wipe_is_kept_and_stands_behind_what_was_before(desk:
     assert desk.lines() == ["a", "b", "c", "d", "e", "f"]
 
 
+@pytest.mark.parametrize("restarts", [True, False], ids=["a gateway that starts anew", "one that reads on"])
+def test_what_was_kept_back_since_before_the_wipe_hides_nothing(desk: Desk, restarts: bool) -> None:
+    """A run says late what it noted while the bus was dying, or its clock is slow."""
+    desk.read(*OLD)
+    if restarts:
+        desk.restart()
+    desk.read(line("d", 0, 1))
+    desk.read(line("e", 1, 11), line("f", 2, 12))
+    assert desk.lines() == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_what_was_kept_back_hides_nothing_where_the_first_records_were_purged(desk: Desk) -> None:
+    desk.read(*OLD)
+    with writing(desk.engine) as sql:
+        sql.execute(delete(job_records).where(job_records.c.pos < 2))
+    desk.read(line("d", 0, 1))
+    desk.read(line("e", 1, 11), line("f", 2, 12))
+    assert sorted(desk.lines()) == ["c", "d", "e", "f"]
+    assert desk.lines()[-2:] == ["e", "f"]
+
+
 def test_a_topic_may_be_wiped_again(desk: Desk) -> None:
     desk.read(*OLD)
     desk.read(line("d", 0, 10), line("e", 1, 11))
