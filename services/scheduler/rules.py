@@ -25,6 +25,7 @@ from shared.contracts.jobs import (
     JobStatus,
 )
 
+ITS_TURN = "waits for its turn"
 MAX_BACKOFF_S = 300.0
 FIRST_ANSWER_S = 10.0
 """A publication that is unanswered for so long is sent again; the pause doubles up to `MAX_BACKOFF_S`."""
@@ -73,12 +74,13 @@ def dispatch(job: Job, order: Dispatch, at: Moment) -> Job:
 
 
 def wait(job: Job, why: Waits, _: Moment) -> Job:
-    return job if job.reason == why.reason else job.changed(reason=why.reason, placeable=why.placeable)
+    told = (job.reason, job.placeable) == (why.reason, why.placeable)
+    return job if told else job.changed(reason=why.reason, placeable=why.placeable)
 
 
 def queue_again(job: Job, _: Any, __: Moment) -> Job:
     """The pause is over; the place in the queue is the old one."""
-    return job.changed(status=JobStatus.queued, not_before=None, reason="waits for its turn")
+    return job.changed(status=JobStatus.queued, not_before=None, reason=ITS_TURN, placeable=True)
 
 
 # ── What runs say ──
@@ -185,7 +187,8 @@ def resume_later(job: Job, _: Any, __: Moment) -> Job:
 
 
 def resume(job: Job, _: Any, at: Moment) -> Job:
-    return job.changed(status=JobStatus.queued, queued_at=at.now, resume_when_paused=False, reason="waits for its turn")
+    waits = job.changed(status=JobStatus.queued, reason=ITS_TURN, placeable=True)
+    return waits.changed(queued_at=at.now, resume_when_paused=False)
 
 
 def paused(job: Job, _: Any, at: Moment) -> Job:
@@ -282,7 +285,7 @@ def _lost(job: Job, why: str, at: Moment) -> Job:
 
 def _retry(job: Job, pause_s: float, why: str, at: Moment) -> Job:
     if pause_s <= 0:
-        return job.changed(status=JobStatus.queued, reason=f"waits for its turn; attempt {job.attempt} {why}")
+        return job.changed(status=JobStatus.queued, reason=f"{ITS_TURN}; attempt {job.attempt} {why}")
     reason = f"tried again in {pause_s:.0f} s; attempt {job.attempt} {why}"
     return job.changed(status=JobStatus.backoff, not_before=at.after(pause_s), reason=reason)
 

@@ -19,7 +19,7 @@ from services.scheduler.tables import jobs as jobs_table
 from services.scheduler.tables import leader
 from services.scheduler.truth import Truth, in_line, jobs_where, take_over
 from shared.bus.port import Position, Record
-from shared.contracts.jobs import JobSpec, Resources, RunMessage, SubmitJob
+from shared.contracts.jobs import JobSpec, PauseJob, Resources, ResumeJob, RunMessage, SubmitJob
 from shared.contracts.nodes import Capacity, Device, NodeHeartbeat, Role, RunRef
 from shared.contracts.topics import JOBS_COMMANDS, JOBS_EVENTS
 from shared.db import open_database
@@ -46,10 +46,12 @@ class Desk:
         self.liveness.all_shown()
         self.seq = 0
 
-    def node(self, name: str = "n1", slots: int = 1, devices: int = 0, runs: tuple[RunRef, ...] = ()) -> None:
+    def node(
+        self, name: str = "n1", slots: int = 1, devices: int = 0, runs: tuple[RunRef, ...] = (), cpus: float = 1000
+    ) -> None:
         self.seq += 1
         has = [Device(index=index, kind="H100", memory_bytes=1) for index in range(devices)]
-        capacity = Capacity(cpus=1000, memory_bytes=1, slots=slots, devices=has)
+        capacity = Capacity(cpus=cpus, memory_bytes=1, slots=slots, devices=has)
         self.liveness.heard(
             NodeHeartbeat(
                 node=name, role=Role.trainer, boot_id="b", capacity=capacity, runs=list(runs), seq=self.seq,
@@ -63,6 +65,10 @@ class Desk:
         records = [SubmitJob(job_id=job_id, tenant=tenant, spec=fields) for job_id in ids]
         self.handlers.job_commands([Record(JOBS_COMMANDS, each.job_id, Position(0, 0), each) for each in records])
         self.clock.passed_s += 0.001
+
+    def steer(self, *commands: PauseJob | ResumeJob) -> None:
+        records = [Record(JOBS_COMMANDS, each.job_id, Position(0, 0), each) for each in commands]
+        self.handlers.job_commands(records)
 
     def said(self, *messages: RunMessage) -> None:
         self.handlers.job_events([Record(JOBS_EVENTS, each.job_id, Position(0, 0), each) for each in messages])
@@ -160,6 +166,20 @@ def test_a_job_that_only_waits_is_one_that_could_start(desk: Desk) -> None:
     desk.look()
     assert desk.job("second").reason == "waits for its turn"
     assert desk.job("second").placeable
+
+
+def test_a_job_that_is_resumed_is_one_that_could_start_once_a_node_has_room_for_it(desk: Desk) -> None:
+    desk.node("n1", slots=1)
+    desk.submit("other")
+    desk.look()
+    desk.submit("huge", resources=Resources(cpus=2000))
+    desk.look(10)
+    assert not desk.job("huge").placeable
+    desk.steer(PauseJob(job_id="huge"), ResumeJob(job_id="huge"))
+    desk.node("n2", cpus=4000, slots=0)
+    desk.look(10)
+    assert desk.job("huge").reason == "waits for its turn"
+    assert desk.job("huge").placeable
 
 
 def test_what_is_left_of_a_gang_holds_its_node_once_and_its_own_devices(desk: Desk) -> None:

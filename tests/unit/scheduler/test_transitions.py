@@ -67,6 +67,17 @@ def test_terminal_is_final(status: JobStatus) -> None:
     assert all(TABLE[status, message] is stay for message in ROWS)
 
 
+def test_what_could_start_again_is_said_though_the_reason_is_the_same() -> None:
+    waits = tell(a_job(), Waits("needs 4 devices", placeable=False))
+    assert not waits.placeable
+    assert tell(waits, Waits("needs 4 devices")).placeable
+    assert tell(waits, Waits("needs 4 devices", placeable=False)) is waits
+
+
+def test_a_resumed_job_is_not_held_for_one_that_never_fits() -> None:
+    assert tell(a_job(), Waits("needs 4 devices", placeable=False), PAUSE, RESUME).placeable
+
+
 # ── The way of a job that goes well ──
 
 
