@@ -9,6 +9,8 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -136,6 +138,19 @@ class Settings(BaseSettings):
 
 class SettingsError(Exception):
     """A setting is wrong or unknown; the message is one sentence that names it."""
+
+
+class AddressError(SettingsError):
+    """An address is written wrong; whoever knows which setting it came from names that: `naming`."""
+
+
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """What is wrong with an address is said with the setting that it is in."""
+    try:
+        yield
+    except AddressError as error:
+        raise SettingsError(f"{setting}: {error}") from None
 
 
 def shown(url: str) -> str:

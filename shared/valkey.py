@@ -12,7 +12,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from shared.outage import Outage as Outage
-from shared.settings import SettingsError, shown
+from shared.settings import AddressError, shown
 
 SOCKET_TIMEOUT_S = 5.0
 BLOCK_MS = 4000
@@ -29,15 +29,15 @@ _SCHEMES = {
 
 
 def redis_url(url: str) -> str:
-    """`url` in the form that redis-py takes. Raises SettingsError."""
+    """`url` in the form that redis-py takes. Raises AddressError."""
     scheme, _, rest = url.partition("://")
     if scheme not in _SCHEMES or not rest:
-        raise SettingsError(f"{shown(url)} is no address of a Valkey server; use unix:///path or redis://host:port/0")
+        raise AddressError(f"{shown(url)} is no address of a Valkey server; use unix:///path or redis://host:port/0")
     address = f"{_SCHEMES[scheme]}://{rest}"
     try:
         parse_url(address)  # type: ignore[no-untyped-call]
     except ValueError:  # its words repeat what it took for the port: a password's end, where that holds a /
-        raise SettingsError(
+        raise AddressError(
             f"{shown(url)} is no address of a Valkey server: its port must be a number, its options those of redis-py, "
             "and signs such as / in its password written as %2F"
         ) from None
@@ -48,12 +48,12 @@ def redis_url(url: str) -> str:
 
 
 def client(url: str, **options: Any) -> redis.Redis:
-    """A client for threads; connects at the first command. Raises SettingsError."""
+    """A client for threads; connects at the first command. Raises AddressError."""
     options = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": Retry(NoBackoff(), 0), **options}
     return redis.Redis.from_url(redis_url(url), **options)
 
 
 def async_client(url: str, **options: Any) -> redis.asyncio.Redis:
-    """A client for asyncio; connects at the first command. Raises SettingsError."""
+    """A client for asyncio; connects at the first command. Raises AddressError."""
     options = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": AsyncRetry(NoBackoff(), 0), **options}
     return redis.asyncio.Redis.from_url(redis_url(url), **options)

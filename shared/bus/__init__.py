@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from shared.bus.port import Bus, BusError, IncompatibleBus
-from shared.settings import Settings, SettingsError, shown
+from shared.settings import Settings, SettingsError, naming, shown
 from shared.starting import Need
 
 
+@naming("LLMOS_BUS_URL")
 def connect(url: str, client_id: str) -> Bus:
     """The bus at `url`; nothing is sent yet. Raises SettingsError for a URL that names no adapter."""
     scheme = url.partition("://")[0]
@@ -28,6 +29,7 @@ def connect(url: str, client_id: str) -> Bus:
     )
 
 
+@naming("LLMOS_BUS_URL")
 def prepare(url: str) -> list[str]:
     """Make the topics that the bus at `url` lacks, where topics have to be made; their names.
 

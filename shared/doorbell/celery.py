@@ -11,6 +11,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from shared import valkey
+from shared.settings import naming
 
 log = logging.getLogger("llmos.doorbell")
 
@@ -32,6 +33,7 @@ def bell(node: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name, no_ack=True)
 
 
+@naming("LLMOS_REDIS_URL")
 def broker_url(redis_url: str) -> str:
     """`redis_url` in the form that Celery takes: `unix:///path?db=1` is `redis+socket:///path?virtual_host=1`."""
     url = valkey.redis_url(redis_url)

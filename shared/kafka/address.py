@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, unquote
 
-from shared.settings import SettingsError, shown
+from shared.settings import AddressError, shown
 
 DEFAULT_PORT = 9092
 TLS = {"kafka": False, "kafkas": True}
@@ -27,7 +28,7 @@ class Address:
     def parse(cls, url: str) -> Self:
         """What is at `kafka://[user:password@]host[:port][,host[:port]]`, or with TLS at `kafkas://…`, where the files
         `?ca=` (who vouches for the servers; else the system's), `&cert=` and `&key=` (who we are) may follow.
-        `?sasl=` is how the password is checked. Raises SettingsError, which repeats no part of a URL that may be
+        `?sasl=` is how the password is checked. Raises AddressError, which repeats no part of a URL that may be
         secret."""
         scheme, _, rest = url.partition("://")
         rest, _, query = rest.partition("?")
@@ -84,9 +85,9 @@ def _with_port(address: str) -> str:
     host, _, port = address.strip().rpartition(":")
     if not host:
         host, port = port, str(DEFAULT_PORT)
-    is_one = host and port.isdecimal() and 0 < int(port) < 65536
+    is_one = re.fullmatch(r"[^\s/]+", host) and port.isdecimal() and 0 < int(port) < 65536
     return f"{host}:{port}" if is_one else ""
 
 
-def _no_address(url: str, why: str) -> SettingsError:
-    return SettingsError(f"{shown(url)} is no address of Kafka: {why}")
+def _no_address(url: str, why: str) -> AddressError:
+    return AddressError(f"{shown(url)} is no address of Kafka: {why}")

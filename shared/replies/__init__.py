@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from shared.replies.port import Replies, RepliesUnavailable
-from shared.settings import Settings, SettingsError, shown
+from shared.settings import Settings, SettingsError, naming, shown
 from shared.starting import Need
 
 
+@naming("LLMOS_REDIS_URL")
 def connect(url: str) -> Replies:
     """One end of the replies at `url`; nothing is sent yet. Raises SettingsError for a URL that names no adapter."""
     scheme = url.partition("://")[0]
@@ -23,6 +24,7 @@ def connect(url: str) -> Replies:
     )
 
 
+@naming("LLMOS_REDIS_URL")
 def ping(url: str) -> None:
     """Raises RepliesUnavailable with a sentence when the server does not answer, SettingsError when it refuses us."""
     if url.partition("://")[0] == "memory":

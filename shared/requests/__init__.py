@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shared.requests.port import Requests
-from shared.settings import SettingsError, shown
+from shared.settings import SettingsError, naming, shown
 
 
+@naming("LLMOS_REQUESTS_URL")
 def connect(url: str) -> Requests:
     """The requests at `url`; nothing is sent yet. Raises SettingsError for a URL that names no adapter."""
     scheme = url.partition("://")[0]
@@ -27,6 +28,7 @@ def connect(url: str) -> Requests:
     )
 
 
+@naming("LLMOS_REQUESTS_URL")
 def prepare(url: str) -> list[str]:
     """Make the topics that requests at `url` need, where topics have to be made; their names.
 

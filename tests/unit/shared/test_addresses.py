@@ -62,6 +62,9 @@ def test_an_address_of_no_known_kind_is_refused_without_being_repeated(
         (Address.parse, f"kafkas://me:{SECRET}@host:9092?ca=/nowhere/ca.pem"),
         (Address.parse, f"kafka://me:{SECRET}@host:9092?ca=/nowhere/ca.pem"),
         (Address.parse, "kafkas://host:9092?sasl=PLAIN"),
+        (Address.parse, f"kafka://host/{SECRET}"),
+        (Address.parse, f"kafka://host:9092,{SECRET}/host:9092"),
+        (Address.parse, f"kafka://host {SECRET}:9092"),
         (connect_store, f"s3://me:{SECRET}@host:9000/bucket"),
         (open_database, f"postgresql+psycopg://me:{SECRET}@host:54x/db"),
         (open_database, f"postgresql+psycopg://me:pass@host:{SECRET}/db"),
@@ -75,6 +78,30 @@ def test_an_address_that_is_written_wrong_is_refused_without_being_repeated(
         connect(url)
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None, "a traceback shows it too"
+
+
+@pytest.mark.parametrize(
+    ("connect", "url", "setting"),
+    [
+        (lambda url: bus.connect(url, "test"), "kafka://host:port", "LLMOS_BUS_URL"),
+        (lambda url: bus.connect(url, "test"), "valkey://host:port", "LLMOS_BUS_URL"),
+        (bus.prepare, "kafka://host:port", "LLMOS_BUS_URL"),
+        (bus.prepare, "valkey://host:port", "LLMOS_BUS_URL"),
+        (requests.connect, "kafka://host:port", "LLMOS_REQUESTS_URL"),
+        (requests.connect, "redis://host:port", "LLMOS_REQUESTS_URL"),
+        (requests.prepare, "kafka://host:port", "LLMOS_REQUESTS_URL"),
+        (replies.connect, "redis://host:port", "LLMOS_REDIS_URL"),
+        (replies.ping, "redis://host:port", "LLMOS_REDIS_URL"),
+        (doorbell.connect, "redis://host:port", "LLMOS_REDIS_URL"),
+    ],
+)
+def test_an_address_that_is_written_wrong_is_refused_with_the_name_of_its_setting(
+    connect: Callable[[str], object], url: str, setting: str
+) -> None:
+    kind, _, _ = url.partition("://")
+    with pytest.raises(SettingsError, match=f"^{setting}: {kind}://… is no address of") as refused:
+        connect(url)
+    assert refused.value.__cause__ is None
 
 
 def test_a_statement_that_fails_is_told_without_its_values(new_database: NewDatabase) -> None:
