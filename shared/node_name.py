@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from shared.bus.port import Bus, Record
+from shared.bus.port import Bus, Record, Subscription
 from shared.contracts.nodes import NodeHeartbeat, Role, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
 
@@ -45,6 +45,8 @@ class NodeName:
                 f"the {role} of the node {node!r} runs here already, process {holder}; "
                 "stop it, or set LLMOS_NODE to another name"
             ) from error
+        self._closing = threading.Event()
+        self._guard: threading.Thread | None = None
         self._boot_before = self._file.read().partition(" ")[2]
         self._file.truncate(0)
         self._file.write(f"{os.getpid()} {self.boot_id}")
@@ -57,6 +59,9 @@ class NodeName:
         self.close()
 
     def close(self) -> None:
+        self._closing.set()
+        if self._guard is not None:
+            self._guard.join()
         self._file.close()
 
     def claim(
@@ -65,46 +70,82 @@ class NodeName:
         heartbeat_s: float,
         heartbeat_timeout_s: float,
         stopping: Callable[[], bool] = lambda: False,
+        on_taken: Callable[[NodeTaken], None] = lambda error: None,
     ) -> None:
         """Before the first heartbeat: see that no other machine has the name, or stop. Raises NodeTaken.
 
         Two that answer to one name would each look like the restart of the other, and every run like a lost one. Waits
-        only where somebody had the name a moment ago, who did not say farewell and was not on this machine.
+        only where somebody had the name a moment ago, who did not say farewell and was not on this machine. Two that
+        start at once, or one that starts while the other is cut off, are only seen once both beat: of these the later
+        one is told by `on_taken`, on another thread, within `heartbeat_timeout_s` of its first heartbeat.
         """
-        heard = _Heard(node_key(self.node, self.role))
+        heard = _Heard(self, self._boot_before, on_taken)
         following = bus.follow(NODES_HEARTBEATS, heard.on_record, heard.caught_up.set)
         try:
             while not heard.caught_up.wait(LOOK_S):
                 if stopping():
+                    following.close()
                     return
-            other = heard.last
-            if other is None or other.stopping or other.boot_id == self._boot_before:
-                return
-            if (datetime.now(UTC) - other.at).total_seconds() > heartbeat_timeout_s:
-                return
-            heard.again.clear()
-            if heard.again.wait(BEATS * heartbeat_s):
-                raise NodeTaken(
-                    f"the {self.role} of the node {self.node!r} runs already, on another machine; "
-                    "set LLMOS_NODE to a name of its own for each machine"
-                )
-        finally:
+            if self._was_there(heard.last, heartbeat_timeout_s):
+                heard.again.clear()
+                if heard.again.wait(BEATS * heartbeat_s):
+                    raise taken(self)
+        except BaseException:
             following.close()
+            raise
+        self._guard = threading.Thread(
+            target=self._watch, args=(following, heard, heartbeat_timeout_s), name="node name", daemon=True
+        )
+        self._guard.start()
+
+    def _was_there(self, other: NodeHeartbeat | None, heartbeat_timeout_s: float) -> bool:
+        """Whether somebody else had the name a moment ago."""
+        if other is None or other.stopping or other.boot_id == self._boot_before:
+            return False
+        return (datetime.now(UTC) - other.at).total_seconds() <= heartbeat_timeout_s
+
+    def _watch(self, following: Subscription, heard: _Heard, timeout_s: float) -> None:
+        while not (heard.mine.wait(LOOK_S) or self._closing.is_set()):
+            pass
+        self._closing.wait(timeout_s)
+        following.close()
+
+
+def taken(name: NodeName) -> NodeTaken:
+    return NodeTaken(
+        f"the {name.role} of the node {name.node!r} runs already, on another machine; "
+        "set LLMOS_NODE to a name of its own for each machine"
+    )
 
 
 class _Heard:
-    """What the topic says of one node."""
+    """What the topic says of one node. Whoever beat there before our own first heartbeat is an elder."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, name: NodeName, boot_before: str, on_taken: Callable[[NodeTaken], None]) -> None:
+        self._name = name
+        self._key = node_key(name.node, name.role)
+        self._on_taken = on_taken
+        self._ours = {name.boot_id, boot_before}
+        self._elders: set[str] = set()
         self.last: NodeHeartbeat | None = None
         self.caught_up = threading.Event()
         self.again = threading.Event()
+        self.mine = threading.Event()
 
     def on_record(self, record: Record) -> None:
-        if record.key != self._key:
+        if record.key != self._key or not isinstance(record.message, NodeHeartbeat):
             return
-        if isinstance(record.message, NodeHeartbeat):
-            before, self.last = self.last, record.message
-            if before and (before.boot_id, before.seq) != (self.last.boot_id, self.last.seq) and not self.last.stopping:
-                self.again.set()
+        before, self.last = self.last, record.message
+        if before and (before.boot_id, before.seq) != (self.last.boot_id, self.last.seq) and not self.last.stopping:
+            self.again.set()
+        self._look_for_elders(record.message)
+
+    def _look_for_elders(self, beat: NodeHeartbeat) -> None:
+        if beat.boot_id == self._name.boot_id:
+            self.mine.set()
+        elif beat.boot_id in self._ours or beat.stopping:
+            return
+        elif not self.mine.is_set():
+            self._elders.add(beat.boot_id)
+        elif beat.boot_id in self._elders:
+            self._on_taken(taken(self._name))

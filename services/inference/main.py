@@ -67,10 +67,11 @@ async def serve(
     left = leftovers.end_all()
     if not await bus_answers(shared.bus.need(bus, settings), stop):
         return
-    refusals: list[SettingsError] = []
-    servers = Watch([shared.store.need(store, settings), shared.replies.need(settings)], stopped_by(stop, refusals))
+    refusals: list[SettingsError | NodeTaken] = []
+    refused = stopped_by(stop, refusals)
+    servers = Watch([shared.store.need(store, settings), shared.replies.need(settings)], refused)
     servers.start()
-    await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s, stop.is_set)
+    await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s, stop.is_set, refused)
     node = assemble(settings, store, leftovers, folder)
     left += await earlier_replicas(bus, settings.node, stop)
     reports = StatusReports(bus)
@@ -86,7 +87,8 @@ async def serve(
     await agent.stop()
     await reports.close(LAST_WORDS_S)
     beating.cancel()
-    await heartbeat.say_farewell()
+    if not any(isinstance(error, NodeTaken) for error in refusals):  # else it would speak for who has the name
+        await heartbeat.say_farewell()
     servers.stop()
     await asyncio.to_thread(bus.close)
     if refusals:
@@ -125,11 +127,13 @@ async def bus_answers(need: Need, stop: asyncio.Event) -> bool:
     return False
 
 
-def stopped_by(stop: asyncio.Event, refusals: list[SettingsError]) -> Callable[[SettingsError], None]:
+def stopped_by(
+    stop: asyncio.Event, refusals: list[SettingsError | NodeTaken]
+) -> Callable[[SettingsError | NodeTaken], None]:
     """For other threads: keep a refusal, and stop."""
     loop = asyncio.get_running_loop()
 
-    def refused(error: SettingsError) -> None:
+    def refused(error: SettingsError | NodeTaken) -> None:
         refusals.append(error)
         loop.call_soon_threadsafe(stop.set)
 

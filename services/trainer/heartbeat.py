@@ -41,6 +41,7 @@ class Heartbeat:
         self._seq = 0
         self._due = threading.Event()
         self._ending = False
+        self._farewell = True
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -56,12 +57,18 @@ class Heartbeat:
         self._due.set()
         self._thread.join(FAREWELL_TIMEOUT_S)
 
+    def fall_silent(self) -> None:
+        """As `say_farewell`, without the word: another has the name, for whom it would speak."""
+        self._farewell = False
+        self.say_farewell()
+
     def _beat(self) -> None:
         while not self._ending:
             self._send()
             self._due.wait(self._every_s)
             self._due.clear()
-        self._send(stopping=True)
+        if self._farewell:
+            self._send(stopping=True)
 
     def _send(self, stopping: bool = False) -> None:
         heartbeat = NodeHeartbeat(

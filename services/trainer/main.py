@@ -62,15 +62,15 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
             log.info("leftovers_cleared", runs=ended)
         agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
         wait_for_bus(shared.bus.need(bus, settings))
-        name.claim(bus, settings.heartbeat_s, settings.heartbeat_timeout_s)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.shut_down())
-        refusals: list[SettingsError] = []
+        refusals: list[SettingsError | NodeTaken] = []
 
-        def refused(error: SettingsError) -> None:
+        def refused(error: SettingsError | NodeTaken) -> None:
             refusals.append(error)
             agent.shut_down()
 
+        name.claim(bus, settings.heartbeat_s, settings.heartbeat_timeout_s, on_taken=refused)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.shut_down())
         servers = Watch([shared.store.need(store, settings)], refused)
         servers.start()
         heartbeat.start()
@@ -82,7 +82,10 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         if doorbell:
             doorbell.stop()
         following.close()
-        heartbeat.say_farewell()
+        if any(isinstance(error, NodeTaken) for error in refusals):
+            heartbeat.fall_silent()
+        else:
+            heartbeat.say_farewell()
         servers.stop()
         bus.close()
     if refusals:

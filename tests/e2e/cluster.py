@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -82,6 +83,19 @@ class Cluster(System):
         for name, process in ending.items():
             code = process.wait(STOP_S)
             assert code == 0, f"{name} ended with {code}\n{self.tails()}"
+
+    def one_more(self, service: str, **settings: str) -> subprocess.Popen[str]:
+        """A process of a service on another machine, as its own home says, with other settings. What it says comes on
+        its stderr."""
+        home = {"LLMOS_HOME": str(self.home / uuid4().hex), "LLMOS_PORT": "0"}
+        return subprocess.Popen(
+            self._compose.command(service),
+            env={**self.environment(service), **home, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def wait_until_ready(self) -> None:
         for name in SERVICES:

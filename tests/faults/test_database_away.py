@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from shared.bus.memory import MemoryBus, MemoryServer
@@ -16,7 +14,8 @@ from shared.bus.valkey import ValkeyBus
 from shared.contracts.artifacts import ArtifactKind, CommandDone
 from shared.db import migrate, open_database
 from shared.store.local import LocalStore
-from tests.integration.gateway_world import GatewayWorld, Running
+from tests.faults.posting import Posting
+from tests.integration.gateway_world import GatewayWorld
 from tests.integration.registry_world import Client, start_registry
 from tests.integration.scheduler_world import World
 from tests.integration.test_scheduler_process import start
@@ -44,33 +43,9 @@ def world(tmp_path: Path, db_url: str) -> Iterator[GatewayWorld]:
     world.close()
 
 
-class Posting:
-    """A client that submits jobs without a pause, and keeps what it was answered."""
-
-    def __init__(self, here: Running) -> None:
-        self.accepted: list[str] = []
-        self.refused: list[httpx.Response] = []
-        self._here = here
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            answer = self._here.http.post("/v1/jobs", json={"type": "probe"})
-            if answer.status_code == 202:
-                self.accepted.append(answer.json()["id"])
-            else:
-                self.refused.append(answer)
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join(30)
-
-
 def test_no_202_is_lost_while_the_database_goes_and_comes(world: GatewayWorld, mortal: PostgresServer) -> None:
     with world.gateway() as here:
-        posting = Posting(here)
+        posting = Posting(here.http)
         for _ in range(2):
             before = len(posting.accepted)
             eventually(lambda before=before: len(posting.accepted) > before + 5, 30)  # type: ignore[misc]
@@ -84,8 +59,7 @@ def test_no_202_is_lost_while_the_database_goes_and_comes(world: GatewayWorld, m
         before = len(posting.accepted)
         eventually(lambda: len(posting.accepted) > before + 5, 30)
         posting.stop()
-        assert {answer.status_code for answer in posting.refused} == {503}
-        assert all("Retry-After" in answer.headers for answer in posting.refused)
+        posting.check_refusals()
         eventually(lambda: set(posting.accepted) <= set(world.scheduler.jobs), 30)
         jobs = [submit.job_id for submit in {submit.id: submit for submit in world.scheduler.submits}.values()]
         assert len(jobs) == len(set(jobs))

@@ -13,6 +13,7 @@ from shared.bus.memory import MemoryBus
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
 from shared.node_name import NodeName, NodeTaken
+from tests.waiting import eventually
 
 BEAT_S = 0.05
 TIMEOUT_S = 30.0
@@ -85,3 +86,43 @@ def test_a_name_nobody_used_for_long_waits_for_nobody(tmp_path: Path, bus: Memor
     beat(bus, "elsewhere", at=datetime.now(UTC) - timedelta(minutes=5))
     with NodeName(tmp_path, "n1", Role.trainer) as name:
         name.claim(bus, heartbeat_s=3600, heartbeat_timeout_s=TIMEOUT_S)
+
+
+def test_of_two_that_start_at_once_the_later_one_is_told(tmp_path: Path, bus: MemoryBus) -> None:
+    """Neither could see the other before both had the name."""
+    told: list[str] = []
+    with NodeName(tmp_path / "a", "n1", Role.trainer) as a, NodeName(tmp_path / "b", "n1", Role.trainer) as b:
+        for name, letter in ((a, "a"), (b, "b")):
+            name.claim(bus, 10, TIMEOUT_S, on_taken=lambda _, letter=letter: told.append(letter))  # type: ignore[misc]
+        for seq in range(2):
+            beat(bus, a.boot_id, seq)
+            beat(bus, b.boot_id, seq)
+        eventually(lambda: told == ["b"])
+
+
+def test_one_that_came_while_the_other_was_cut_off_is_told_when_that_one_is_back(
+    tmp_path: Path, bus: MemoryBus
+) -> None:
+    told: list[NodeTaken] = []
+    beat(bus, "cut-off", seq=1, at=datetime.now(UTC) - timedelta(hours=1))
+    with NodeName(tmp_path, "n1", Role.trainer) as name:
+        name.claim(bus, 10, TIMEOUT_S, on_taken=told.append)
+        beat(bus, name.boot_id)
+        beat(bus, "cut-off", seq=2)
+        eventually(lambda: told)
+        assert "another machine" in str(told[0])
+
+
+def test_what_the_killed_process_before_said_late_is_no_rival(tmp_path: Path, bus: MemoryBus) -> None:
+    told: list[NodeTaken] = []
+    with NodeName(tmp_path, "n1", Role.trainer) as killed:
+        beat(bus, killed.boot_id)
+    with NodeName(tmp_path, "n1", Role.trainer) as again:
+        again.claim(bus, 10, TIMEOUT_S, on_taken=told.append)
+        beat(bus, again.boot_id)
+        beat(bus, killed.boot_id, seq=1)
+        beat(bus, again.boot_id, seq=1)
+        seen: list[str] = []
+        bus.follow(NODES_HEARTBEATS, lambda record: seen.append(record.key))
+        eventually(lambda: seen)
+    assert told == []
