@@ -89,20 +89,24 @@ class Startable(Subscription, Protocol):
 
 
 class Subscriptions:
-    """Those of a bus that are open."""
+    """Those of a bus that are open; any thread may start one."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._open: list[Startable] = []
 
     def start(self, one: Startable) -> Subscription:
-        self._open = [other for other in self._open if not other.stopping.is_set()] + [one]
+        with self._lock:
+            self._open = [other for other in self._open if not other.stopping.is_set()] + [one]
         one.start()
         return one
 
     def close(self) -> None:
-        for one in self._open:
+        with self._lock:
+            still_open = self._open
+        for one in still_open:
             one.stopping.set()  # all at once: each takes a moment
-        for one in self._open:
+        for one in still_open:
             one.close()
 
 
