@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shared.backoff import Backoff
 from shared.bus.port import BrokenRecord, Handle, Poison, Position, Record, Subscription
 
 # The whole vocabulary is registered before anything is decoded: a type that nobody has imported would pass for unknown.
@@ -43,14 +44,13 @@ class Pause:
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
-        self._next_s = FIRST_PAUSE_S
+        self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
     def wait(self) -> None:
-        self._stopping.wait(self._next_s)
-        self._next_s = min(self._next_s * 2, LONGEST_PAUSE_S)
+        self._stopping.wait(self._backoff.next_s())
 
     def reset(self) -> None:
-        self._next_s = FIRST_PAUSE_S
+        self._backoff.reset()
 
 
 class Worker:

@@ -15,6 +15,7 @@ import redis
 import redis.asyncio
 
 from shared import valkey
+from shared.backoff import Backoff
 from shared.contracts.inference import Cancel, Request, decode_item, encode_item
 from shared.requests.port import RequestsUnavailable
 
@@ -136,14 +137,13 @@ class _Inbox:
                     yield item
 
     async def _insist(self, read: Any) -> Any:
-        pause_s = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 answer = await read()
             except (redis.RedisError, OSError) as error:
                 self._outage.began(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                await asyncio.sleep(backoff.next_s())
             else:
                 self._outage.ended()
                 return answer
