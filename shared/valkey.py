@@ -11,7 +11,6 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from shared.outage import Outage as Outage
 from shared.settings import AddressError, shown
 
 SOCKET_TIMEOUT_S = 5.0

@@ -11,6 +11,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from shared import valkey
+from shared.outage import Outage
 from shared.settings import naming
 
 log = logging.getLogger("llmos.doorbell")
@@ -83,7 +84,7 @@ class CeleryDoorbell:
         self.dropped = 0
         self._app = make_celery(redis_url)
         self._rings: queue.Queue[tuple[str, str, int] | None] = queue.Queue(WAITING_RINGS)
-        self._outage = valkey.Outage(log, "doorbells")
+        self._outage = Outage(log, "doorbells")
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -16,6 +16,7 @@ import redis.asyncio
 from shared import valkey
 from shared.backoff import Backoff
 from shared.contracts.inference import Frame, decode_frames, encode_frames
+from shared.outage import Outage
 from shared.replies.port import GatewayGone, RepliesLost, RepliesUnavailable
 
 log = logging.getLogger("llmos.replies")
@@ -85,7 +86,7 @@ class _Stream:
         self._closed = False
         self._trim = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
-        self._outage = valkey.Outage(log, "replies")
+        self._outage = Outage(log, "replies")
 
     @classmethod
     async def make(cls, url: str) -> _Stream:

@@ -17,6 +17,7 @@ import redis.asyncio
 from shared import valkey
 from shared.backoff import Backoff
 from shared.contracts.inference import Cancel, Request, decode_item, encode_item
+from shared.outage import Outage
 from shared.requests.port import RequestsUnavailable
 
 log = logging.getLogger("llmos.requests")
@@ -119,7 +120,7 @@ class _Inbox:
         self._server = server
         self._stream = stream(me)
         self._after = "0-0"
-        self._outage = valkey.Outage(log, f"inbox of {me}")
+        self._outage = Outage(log, f"inbox of {me}")
 
     async def find_end(self) -> None:
         """What was sent before is not for this reader. Waits while the server is away."""
