@@ -12,8 +12,8 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
 
-from shared.bus.kafka.topics import cleanup, group_id
-from shared.bus.port import BusUnavailable, BusUninitialized, IncompatibleBus
+from shared.bus.kafka.topics import cleanup, group_id, misshapen
+from shared.bus.port import BusUnavailable, BusUninitialized
 from shared.contracts.topics import Topic
 from shared.kafka.clients import admin
 from shared.kafka.topics import cleanup_of, existing
@@ -89,7 +89,7 @@ class Cluster:
             raise BusUninitialized(f"the bus has no topic {missing[0]} yet: `llmos admin init` makes the topics")
         for topic in topics:
             if (found := len(there[topic.name]["partitions"])) != topic.partitions:
-                raise IncompatibleBus(_misshapen(topic, f"{found} partitions", f"{topic.partitions}"))
+                raise misshapen(topic, f"{found} partitions", f"{topic.partitions}")
         ids = {name: UUID(found["topic_id"]) for name, found in there.items()}
         if unknown := [topic for topic in topics if self._checked.get(topic.name) != ids[topic.name]]:
             found_cleanup = cleanup_of(client, [topic.name for topic in unknown])
@@ -102,14 +102,7 @@ class Cluster:
 def _check_cleanup(topic: Topic, found: set[str]) -> None:
     """A table must be compacted and a log must not; how long a table is kept is for `llmos admin init`."""
     if ("compact" in found) != topic.compacted:
-        raise IncompatibleBus(_misshapen(topic, f"the cleanup {','.join(sorted(found))}", cleanup(topic)))
-
-
-def _misshapen(topic: Topic, found: str, wanted: str) -> str:
-    return (
-        f"topic {topic.name} has {found} on this bus instead of {wanted}: "
-        "run the version that made it, or delete it if nothing in it is needed and run `llmos admin init`"
-    )
+        raise misshapen(topic, f"the cleanup {','.join(sorted(found))}", cleanup(topic))
 
 
 def _partitions(topic: Topic) -> list[TopicPartition]:

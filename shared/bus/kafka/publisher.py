@@ -13,10 +13,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from shared.bus import publisher
 from shared.bus.delivery import Pause
-from shared.bus.kafka.topics import MAX_MESSAGE_BYTES
-from shared.bus.port import BusError, IncompatibleBus, Position
+from shared.bus.kafka.topics import MAX_MESSAGE_BYTES, misshapen
+from shared.bus.port import BusError, Position
 from shared.bus.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Outgoing
-from shared.contracts.topics import Topic
 from shared.kafka import clients
 
 METADATA_WAIT_MS = 1000
@@ -57,9 +56,10 @@ class Publisher(publisher.Publisher):
         while time.monotonic() < outgoing.deadline:
             try:
                 client = self._connected()
-                found = clients.partition_count(client, outgoing.topic.name)
-                if found != outgoing.topic.partitions:
-                    self._settle([outgoing], _misshapen(outgoing.topic, found))
+                topic = outgoing.topic
+                found = clients.partition_count(client, topic.name)
+                if found != topic.partitions:
+                    self._settle([outgoing], misshapen(topic, f"{found} partitions", f"{topic.partitions}"))
                 else:
                     self._append(client, outgoing)
                 return
@@ -130,10 +130,3 @@ class Publisher(publisher.Publisher):
         client, self._producer = self._producer, None
         if client is not None:
             clients.close(client)
-
-
-def _misshapen(topic: Topic, found: int) -> IncompatibleBus:
-    return IncompatibleBus(
-        f"topic {topic.name} has {found} partitions on this bus instead of {topic.partitions}: run the version that "
-        "made it, or delete it if nothing in it is needed and run `llmos admin init`"
-    )

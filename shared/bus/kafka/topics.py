@@ -41,6 +41,14 @@ def cleanup(topic: Topic) -> str:
     return "compact" if topic.retention is None else "compact,delete"
 
 
+def misshapen(topic: Topic, found: str, wanted: str) -> IncompatibleBus:
+    """The error for a topic that has another shape on the server."""
+    return IncompatibleBus(
+        f"topic {topic.name} has {found} on this bus instead of {wanted}: "
+        "run the version that made it, or delete it if nothing in it is needed and run `llmos admin init`"
+    )
+
+
 def spec(topic: Topic) -> TopicSpec:
     """The topic as it should be on the server. The server's clock says how old a record is."""
     configs = {
