@@ -133,7 +133,7 @@ def backend_for(wanted: str, accelerators: bool) -> str:
 
 
 def _set_environment(gang: Gang) -> None:
-    """What torchrun sets, for all who look there (accelerate among them)."""
+    """Of what torchrun sets, what does not speak of its agent: for all who look there (accelerate among them)."""
     os.environ.update(
         MASTER_ADDR=gang.host,
         MASTER_PORT=str(gang.port),
