@@ -12,17 +12,19 @@ from uuid import uuid4
 
 import pytest
 
-from shared.bus.valkey import ValkeyBus
 from shared.contracts.artifacts import ArtifactKind, CommandDone, PublishArtifact
 from shared.store.local import LocalStore
+from tests.contract.bus_worlds import MortalBusWorld, kafka_world, valkey_world
 from tests.integration.registry_world import Client
-from tests.servers import ValkeyServer, valkey
 from tests.waiting import eventually
+
+BUSES = {"valkey": valkey_world, "kafka": kafka_world}
+"""Kafka is the one that all tests share, so only Valkey is killed."""
 
 
 @pytest.fixture
-def server() -> Iterator[ValkeyServer]:
-    with valkey(durable=True) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[MortalBusWorld]:
+    with BUSES[getattr(request, "param", "valkey")]() as server:
         yield server
 
 
@@ -47,14 +49,15 @@ class Registry:
 
 
 @pytest.fixture
-def client(server: ValkeyServer, tmp_path: Path) -> Iterator[Client]:
-    bus = ValkeyBus(server.bus_url, "test")
+def client(server: MortalBusWorld, tmp_path: Path) -> Iterator[Client]:
+    bus = server.connect()
     yield Client(LocalStore(tmp_path / "home" / "objects"), bus, tmp_path)
     bus.close()
 
 
+@pytest.mark.parametrize("server", BUSES, indirect=True)
 def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
-    server: ValkeyServer, client: Client, tmp_path: Path
+    server: MortalBusWorld, client: Client, tmp_path: Path
 ) -> None:
     commands = [
         PublishArtifact(
@@ -68,10 +71,10 @@ def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
     for command in commands:
         client.send(command)
     for answered in (3, 12):
-        registry = Registry(tmp_path, server.bus_url)
+        registry = Registry(tmp_path, server.url)
         eventually(lambda answered=answered: len(client.answers) >= answered, 30, "some answers")  # type: ignore[misc]
         registry.kill()
-    registry = Registry(tmp_path, server.bus_url)
+    registry = Registry(tmp_path, server.url)
     eventually(lambda: '"started"' in registry.log.read_text(), 30, "the registry's start")
     eventually(lambda: len(client.answers) == 30, 30, "all answers")
     pins = {
@@ -84,11 +87,11 @@ def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
     assert registry.stop() == 0
 
 
-def test_it_waits_for_a_bus_that_is_not_there_yet(server: ValkeyServer, client: Client, tmp_path: Path) -> None:
+def test_it_waits_for_a_bus_that_is_not_there_yet(server: MortalBusWorld, client: Client, tmp_path: Path) -> None:
     server.kill()
-    registry = Registry(tmp_path, server.bus_url)
+    registry = Registry(tmp_path, server.url)
     eventually(lambda: "waits" in registry.log.read_text(), 30, "a log line that says what it waits for")
-    server.start()
+    server.restart()
     client.published("m", {"a": b"1"})
     assert registry.stop() == 0
 

@@ -11,21 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from shared.bus.valkey import ValkeyBus
+from tests.contract.bus_worlds import MortalBusWorld, kafka_world, valkey_world
 from tests.integration.scheduler_world import World
-from tests.servers import ValkeyServer, valkey
 from tests.waiting import eventually
+
+BUSES = {"valkey": valkey_world, "kafka": kafka_world}
+"""Kafka is the one that all tests share, so only Valkey is killed."""
 
 
 @pytest.fixture
-def server() -> Iterator[ValkeyServer]:
-    with valkey(durable=True) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[MortalBusWorld]:
+    with BUSES[getattr(request, "param", "valkey")]() as server:
         yield server
 
 
 @pytest.fixture
-def world(tmp_path: Path, server: ValkeyServer) -> Iterator[World]:
-    world = World(tmp_path, lambda: ValkeyBus(server.bus_url, "test"))
+def world(tmp_path: Path, server: MortalBusWorld) -> Iterator[World]:
+    world = World(tmp_path, server.connect)
     yield world
     world.close()
 
@@ -43,7 +45,7 @@ def start(home: Path, bus_url: str, log: Path, **environment: str) -> subprocess
     settings = {
         "LLMOS_HOME": str(home),
         "LLMOS_BUS_URL": bus_url,
-        "LLMOS_REDIS_URL": bus_url.replace("valkey+unix", "unix"),
+        "LLMOS_REDIS_URL": f"unix://{home / 'no-redis'}",  # doorbells are hints
         "LLMOS_TICK_S": "0.1",
         **environment,
     }
@@ -52,8 +54,9 @@ def start(home: Path, bus_url: str, log: Path, **environment: str) -> subprocess
         return subprocess.Popen([sys.executable, "-m", "services.scheduler"], env={**clean, **settings}, stderr=out)
 
 
+@pytest.mark.parametrize("server", BUSES, indirect=True)
 def test_jobs_succeed_once_though_the_scheduler_is_killed_again_and_again(
-    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     registry = world.registry()
@@ -64,23 +67,23 @@ def test_jobs_succeed_once_though_the_scheduler_is_killed_again_and_again(
         return sum((state := world.state(job)) is not None and state.status == "succeeded" for job in jobs)
 
     for wanted in (10, 30, 50):
-        processes.append(start(tmp_path, server.bus_url, log))
+        processes.append(start(tmp_path, server.url, log))
         eventually(lambda wanted=wanted: finished() >= wanted, 60, f"{wanted} jobs: {log.read_text()[-3000:]}")
         processes[-1].kill()
         processes[-1].wait()
-    processes.append(start(tmp_path, server.bus_url, log))
+    processes.append(start(tmp_path, server.url, log))
     for job in jobs:
         world.until(job, "succeeded", timeout_s=60)
     assert len(registry.made) == len(jobs)
 
 
 def test_a_standby_takes_over_when_the_leader_is_killed(
-    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     logs = [tmp_path / "first", tmp_path / "second"]
-    processes.append(start(tmp_path, server.bus_url, logs[0]))
+    processes.append(start(tmp_path, server.url, logs[0]))
     eventually(lambda: "leads in epoch 1" in logs[0].read_text(), 30)
-    processes.append(start(tmp_path, server.bus_url, logs[1]))
+    processes.append(start(tmp_path, server.url, logs[1]))
     eventually(lambda: "stands by" in logs[1].read_text(), 30)
     processes[0].kill()
     job = world.submit()
@@ -91,23 +94,23 @@ def test_a_standby_takes_over_when_the_leader_is_killed(
 
 
 def test_the_process_stops_in_order_when_it_is_told_to(
-    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    processes.append(start(tmp_path, server.bus_url, log))
+    processes.append(start(tmp_path, server.url, log))
     eventually(lambda: "leads" in log.read_text(), 30)
     processes[0].send_signal(signal.SIGTERM)
     assert processes[0].wait(30) == 0
 
 
 def test_it_waits_for_a_bus_that_is_away_and_says_so(
-    world: World, server: ValkeyServer, processes: list[subprocess.Popen[bytes]], tmp_path: Path
+    world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     server.kill()
-    processes.append(start(tmp_path, server.bus_url, log))
+    processes.append(start(tmp_path, server.url, log))
     eventually(lambda: "waits for the bus" in log.read_text(), 30)
-    server.start()
+    server.restart()
     eventually(lambda: "leads in epoch" in log.read_text(), 30)
 
 
