@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from shared.bus.port import Bus, BusError, IncompatibleBus
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared.bus.port import Bus, BusError, BusRefuses, IncompatibleBus
 from shared.settings import Settings, SettingsError, naming, shown
 from shared.starting import Need
 
@@ -33,24 +36,32 @@ def connect(url: str, client_id: str) -> Bus:
 def prepare(url: str) -> list[str]:
     """Make the topics that the bus at `url` lacks, where topics have to be made; their names.
 
-    Raises IncompatibleBus when one has another shape, BusUnavailable when the server does not answer.
+    Raises BusUnavailable where waiting helps, SettingsError where it does not: one has another shape, or the server
+    refuses us.
     """
     if url.partition("://")[0] not in {"kafka", "kafkas"}:
         connect(url, "llmos-init").close()
         return []
     from shared.bus.kafka.topics import create_topics
 
-    return sorted(create_topics(url).created)
+    with _refusals_are_settings():
+        return sorted(create_topics(url).created)
 
 
 def check_access(bus: Bus) -> None:
     """At a start. Raises BusUnavailable where waiting helps, and SettingsError where it does not."""
-    try:
+    with _refusals_are_settings():
         bus.ping()
-    except IncompatibleBus as error:
-        raise SettingsError(f"LLMOS_BUS_URL: {error}") from None
 
 
 def need(bus: Bus, settings: Settings) -> Need:
     """The bus, as a start needs it."""
     return Need("the bus", lambda: check_access(bus), (BusError,), settings.init_timeout_s)
+
+
+@contextmanager
+def _refusals_are_settings() -> Iterator[None]:
+    try:
+        yield
+    except (BusRefuses, IncompatibleBus) as error:
+        raise SettingsError(f"LLMOS_BUS_URL: {error}") from None

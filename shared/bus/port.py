@@ -65,7 +65,8 @@ class BusError(Exception):
 
     BusError
     ├── BusUnavailable       the server is away; the message was not accepted
-    │   └── BusUninitialized  it is there, and a topic is missing
+    │   ├── BusUninitialized  it is there, and a topic is missing
+    │   └── BusRefuses        it is there, and does not take the credentials
     ├── BusFull              too much is in flight: the server is away or slow
     └── IncompatibleBus      the server or a topic is not what this version needs
     """
@@ -77,6 +78,10 @@ class BusUnavailable(BusError):
 
 class BusUninitialized(BusUnavailable, Uninitialized):
     """A topic is missing that `llmos admin init` makes."""
+
+
+class BusRefuses(BusUnavailable):
+    """The user or the password is wrong: trying again does not help."""
 
 
 class BusFull(BusError):
@@ -146,7 +151,7 @@ class Bus(Protocol):
         """Records of the topic that the group has not acknowledged."""
 
     def ping(self) -> None:
-        """Raises BusUnavailable with a sentence when the server does not answer."""
+        """Raises BusUnavailable with a sentence when the server does not answer, BusRefuses when it refuses us."""
 
     def close(self) -> None:
         """Close all subscriptions, send what is in flight, let go of the server."""

@@ -35,6 +35,13 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 calc_crc32c.__defaults__ = (lambda view: google_crc32c.value(bytes(view)),)
 
 
+class Refused(KafkaError):  # type: ignore[misc]
+    """The servers answer, and do not take the user and the password: trying again does not help."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def producer(url: str, client_id: str, **options: Any) -> KafkaProducer:
     """A producer that writes each message once and in order. Raises KafkaError when no server answers."""
     options = {"enable_idempotence": True, "acks": "all", "metrics_enabled": False, **options}
@@ -121,8 +128,12 @@ def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) 
     except BaseException as error:
         for net in made:
             net.close()
-        if isinstance(error, KafkaTimeoutError) and made and made[0].refusal is not None:
-            raise KafkaTimeoutError(f"{address} cannot be reached: {made[0].refusal}") from error
+        refusal = made[0].refusal if made and isinstance(error, KafkaTimeoutError) else None
+        if isinstance(refusal, SaslAuthenticationFailedError):
+            _, _, why = str(refusal).rpartition(f"{SaslAuthenticationFailedError.__name__}: ")
+            raise Refused(f"{address} refuses: {why}") from error
+        if refusal is not None:
+            raise KafkaTimeoutError(f"{address} cannot be reached: {refusal}") from error
         raise
 
 

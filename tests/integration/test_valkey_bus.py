@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from shared import bus as buses
-from shared.bus.port import BusUnavailable, IncompatibleBus, Poison, Position, Record
+from shared.bus.port import BusRefuses, BusUnavailable, IncompatibleBus, Poison, Position, Record
 from shared.bus.valkey import ValkeyBus, layout
 from shared.bus.valkey.trimming import trim
 from shared.contracts.jobs import CancelJob
 from shared.contracts.topics import TOPICS, Topic
-from shared.settings import SettingsError
+from shared.settings import Settings, SettingsError
 from tests.contract.test_bus import Seen, put
 from tests.servers import ValkeyServer, valkey
 from tests.waiting import eventually
@@ -240,6 +240,22 @@ def test_positions_and_ids_are_the_same_thing() -> None:
 def test_an_address_that_cannot_be_is_refused_with_a_sentence(url: str) -> None:
     with pytest.raises(SettingsError, match=r"names no bus|is no address"):
         buses.connect(url, "test")
+
+
+@pytest.mark.parametrize("login", ["", "?password=wrong"])
+def test_a_start_with_a_wrong_password_ends_with_a_sentence(login: str) -> None:
+    with valkey(durable=True) as server, server.client() as client:
+        client.config_set("requirepass", "right")
+        bus = buses.connect(f"{server.bus_url}{login}", "test")
+        with pytest.raises(SettingsError, match=r"^LLMOS_BUS_URL: the server refuses: ") as ended:
+            buses.need(bus, Settings()).there()
+        assert "wrong" not in str(ended.value)
+        with pytest.raises(BusRefuses):
+            bus.ping()
+        bus.close()
+        let_in = buses.connect(f"{server.bus_url}?password=right", "test")
+        assert buses.need(let_in, Settings()).there()
+        let_in.close()
 
 
 def test_a_server_that_is_not_there_is_said_so() -> None:

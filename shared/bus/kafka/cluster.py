@@ -13,9 +13,9 @@ from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
 
 from shared.bus.kafka.topics import cleanup, group_id, misshapen
-from shared.bus.port import BusUnavailable, BusUninitialized
+from shared.bus.port import BusRefuses, BusUnavailable, BusUninitialized
 from shared.contracts.topics import Topic
-from shared.kafka.clients import admin
+from shared.kafka.clients import Refused, admin
 from shared.kafka.topics import cleanup_of, existing
 
 T = TypeVar("T")
@@ -37,7 +37,8 @@ class Cluster:
         """Topics whose cleanup was looked at, by name: it is asked once for each topic that ever had the name."""
 
     def ping(self, topics: Sequence[Topic]) -> None:
-        """Raises BusUnavailable, BusUninitialized for a topic that is missing, IncompatibleBus for another shape."""
+        """Raises BusUnavailable, BusRefuses, BusUninitialized for a topic that is missing, IncompatibleBus for another
+        shape."""
         self._ask(lambda client: self._check(client, topics))
 
     def check(self, topic: Topic) -> UUID:
@@ -67,14 +68,14 @@ class Cluster:
     def _ask(self, question: Callable[[KafkaAdminClient], T]) -> T:
         with self._lock:
             if self._away and time.monotonic() < self._away[0]:
-                raise BusUnavailable(f"the bus does not answer: {self._away[1]}")
+                raise _no_answer(self._away[1])
             try:
                 self._client = self._client or admin(self._url, self._client_id)
                 answer = question(self._client)
             except (KafkaError, OSError, RuntimeError) as error:
                 self._drop()
                 self._away = time.monotonic() + AWAY_S, error
-                raise BusUnavailable(f"the bus does not answer: {error}") from error
+                raise _no_answer(error) from error
             self._away = None
             return answer
 
@@ -97,6 +98,10 @@ class Cluster:
                 _check_cleanup(topic, found_cleanup[topic.name])
                 self._checked[topic.name] = ids[topic.name]
         return ids
+
+
+def _no_answer(error: Exception) -> BusUnavailable:
+    return BusRefuses(str(error)) if isinstance(error, Refused) else BusUnavailable(f"the bus does not answer: {error}")
 
 
 def _check_cleanup(topic: Topic, found: set[str]) -> None:

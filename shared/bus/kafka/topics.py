@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from kafka.errors import KafkaError
 
-from shared.bus.port import BusUnavailable, IncompatibleBus
+from shared.bus.port import BusRefuses, BusUnavailable, IncompatibleBus
 from shared.contracts.topics import TOPICS, Topic
 from shared.kafka.address import Address
+from shared.kafka.clients import Refused
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
 
 MAX_MESSAGE_BYTES = 4 * 2**20
@@ -20,11 +21,16 @@ COMPACT_EVERY = timedelta(hours=1)
 
 
 def create_topics(url: str, topics: Sequence[Topic] = TOPICS) -> Made:
-    """Make the topics, and the DLQ of each, where they are not there yet. Raises IncompatibleBus, BusUnavailable."""
+    """Make the topics, and the DLQ of each, where they are not there yet.
+
+    Raises IncompatibleBus, BusRefuses, BusUnavailable.
+    """
     try:
         return make_topics(url, [spec(each) for topic in topics for each in (topic, topic.dlq)])
     except WrongTopics as error:
         raise IncompatibleBus(str(error)) from error
+    except Refused as error:
+        raise BusRefuses(str(error)) from error
     except KafkaError as error:
         raise BusUnavailable(f"the topics could not be made on kafka://{Address.parse(url)}: {error}") from error
 

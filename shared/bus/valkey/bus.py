@@ -13,6 +13,7 @@ from shared.bus.delivery import Subscriptions
 from shared.bus.port import (
     WIPE_PATIENCE_S,
     BrokenRecord,
+    BusRefuses,
     BusUnavailable,
     Handle,
     Position,
@@ -97,5 +98,7 @@ class ValkeyBus:
 def _sentence() -> Iterator[None]:
     try:
         yield
+    except redis.AuthenticationError as error:
+        raise BusRefuses(f"the server refuses: {error}") from error
     except redis.RedisError as error:
         raise BusUnavailable(f"the bus does not answer: {error}") from error

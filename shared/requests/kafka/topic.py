@@ -7,8 +7,10 @@ import zlib
 from kafka.errors import KafkaError
 
 from shared.kafka.address import Address
+from shared.kafka.clients import Refused
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
 from shared.requests.port import RequestsUnavailable
+from shared.settings import SettingsError
 
 NAME = "inference.requests"
 PARTITIONS = 32
@@ -31,9 +33,11 @@ TOPIC = TopicSpec(
 
 
 def create_topic(url: str) -> Made:
-    """Make the topic where it is not there yet. Raises RequestsUnavailable."""
+    """Make the topic where it is not there yet. Raises RequestsUnavailable, SettingsError."""
     try:
         return make_topics(url, [TOPIC], durable=False)
+    except Refused as error:
+        raise SettingsError(f"LLMOS_REQUESTS_URL: {error}") from None
     except (WrongTopics, KafkaError) as error:
         raise RequestsUnavailable(
             f"the topic of requests could not be made on kafka://{Address.parse(url)}: {error}"
