@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 
 from services.registry.answers import mark_states
 from services.registry.tables import truth
+from shared.bus.bookmarks import Bookmarks
 from shared.bus.port import Bus, BusError, Record
-from shared.bus.whole import Whole
 from shared.contracts.artifacts import ArtifactAliasesState, ArtifactVersionState
 from shared.contracts.topics import REGISTRY_STATE
 from shared.db import AWAY, reading
@@ -30,7 +30,7 @@ class Comparison:
         self._bus = bus
         self._wake = wake
         self._shown: dict[str, str | int] = {}
-        self._whole = Whole(REGISTRY_STATE)
+        self._bookmarks = Bookmarks(REGISTRY_STATE)
         self._lock = threading.Lock()
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
@@ -62,11 +62,9 @@ class Comparison:
                 mark_states(connection, sorted(differing))
             self._wake()
             log.info("states_published_again", count=len(differing))
-        self._whole.compared(self._bus, wanted, shown, datetime.now(UTC))
+        self._bookmarks.compared(self._bus, wanted, shown, datetime.now(UTC))
 
     def _saw(self, record: Record) -> None:
-        if self._whole.saw(record):
-            return
         with self._lock:
             match record.message:
                 case ArtifactVersionState(publication_id=publication_id):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, select
 
 from services.scheduler.clock import Clock
 from services.scheduler.tables import deployments, jobs
 from services.scheduler.truth import Truth, mark_dirty
+from shared.bus.bookmarks import Bookmarks
 from shared.bus.port import Bus, Record, Subscription
-from shared.bus.whole import Whole
 from shared.contracts.deployments import DesiredDeployment
 from shared.contracts.jobs import DesiredAttempt, JobState
 from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, Topic
@@ -25,8 +24,20 @@ TRUTH: dict[Topic, Select[Any]] = {
     DEPLOYMENTS_DESIRED: select(deployments.c.key, deployments.c.version).where(~deployments.c.deleted),
 }
 """Which key a compacted topic should show in which version. All three say it in a version that only grows."""
-SAID_WHOLE = (JOBS_STATE, DEPLOYMENTS_DESIRED)
-"""Those that readers keep a copy of: they may delete what a whole table lacks."""
+BOOKMARKED = (JOBS_STATE, DEPLOYMENTS_DESIRED)
+"""Those that readers keep a copy of: they may delete what a complete table lacks."""
+
+
+class Compared(NamedTuple):
+    """The versions that a topic shows, and those that it should."""
+
+    shown: dict[str, int]
+    wanted: dict[str, int]
+
+    @property
+    def differing(self) -> set[str]:
+        """Keys that the bus shows in another version, not at all, or though they should be gone."""
+        return {key for key in self.wanted.keys() | self.shown.keys() if self.wanted.get(key) != self.shown.get(key)}
 
 
 class Comparison:
@@ -36,7 +47,7 @@ class Comparison:
         self._truth = truth
         self._clock = clock
         self._shown: dict[Topic, dict[str, int]] = {topic: {} for topic in TRUTH}
-        self._whole = {topic: Whole(topic) for topic in SAID_WHOLE}
+        self._bookmarks = {topic: Bookmarks(topic) for topic in BOOKMARKED}
         self._caught_up: set[Topic] = set()
         self._lock = threading.Lock()
 
@@ -44,9 +55,6 @@ class Comparison:
         return [bus.follow(topic, self.saw, partial(self._caught_up.add, topic), patience_s=0) for topic in TRUTH]
 
     def saw(self, record: Record) -> None:
-        whole = self._whole.get(record.topic)
-        if whole and whole.saw(record):
-            return
         with self._lock:
             match record.message:
                 case JobState(version=version) | DesiredAttempt(version=version) | DesiredDeployment(version=version):
@@ -58,32 +66,26 @@ class Comparison:
     def ready(self) -> bool:
         return len(self._caught_up) == len(TRUTH)
 
-    def differences(self) -> dict[tuple[str, str], datetime]:
-        """Keys that the bus shows in another version, not at all, or though they should be gone."""
-        now, found = self._clock.now(), {}
-        for topic in TRUTH:
-            wanted, shown = self._both(topic)
-            for key in wanted.keys() | shown.keys():
-                if wanted.get(key) != shown.get(key):
-                    found[topic.name, key] = now
-        return found
+    def look(self) -> dict[Topic, Compared]:
+        """Every topic as it is and as it should be."""
+        return {topic: self._compared(topic) for topic in TRUTH}
 
-    def say_whole(self, bus: Bus) -> None:
-        """Tell readers of each table whether it shows all that it should. Raises BusError."""
-        for topic, whole in self._whole.items():
-            wanted, shown = self._both(topic)
-            whole.compared(bus, wanted, shown, self._clock.now())
-
-    def _both(self, topic: Topic) -> tuple[dict[str, int], dict[str, int]]:
-        """The versions that there should be, and those that are shown."""
-        with self._truth.reading() as connection:
-            wanted = {row[0]: row[1] for row in connection.execute(TRUTH[topic])}
-        with self._lock:
-            return wanted, dict(self._shown[topic])
-
-    def mend(self) -> int:
+    def mend(self, seen: dict[Topic, Compared]) -> int:
         """Mark what differs for the outbox; what is only on its way is said twice, which does no harm."""
-        if found := self.differences():
+        now = self._clock.now()
+        found = {(topic.name, key): now for topic, compared in seen.items() for key in compared.differing}
+        if found:
             with self._truth.writing() as connection:
                 mark_dirty(connection, found)
         return len(found)
+
+    def bookmark(self, bus: Bus, seen: dict[Topic, Compared]) -> None:
+        """Tell readers of each table for how long it has been complete. Raises BusError."""
+        for topic, bookmarks in self._bookmarks.items():
+            bookmarks.compared(bus, seen[topic].wanted, seen[topic].shown, self._clock.now())
+
+    def _compared(self, topic: Topic) -> Compared:
+        with self._lock:
+            shown = dict(self._shown[topic])
+        with self._truth.reading() as connection:
+            return Compared(shown, {row[0]: row[1] for row in connection.execute(TRUTH[topic])})

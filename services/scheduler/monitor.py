@@ -81,11 +81,12 @@ class Monitor:
             self.measure()
 
     def compare(self) -> None:
-        """Publish again what the bus shows otherwise than the truth, say where it shows all, forget ids of long ago."""
-        if count := self._comparison.mend():
+        """Publish again what the bus shows otherwise than the truth, bookmark what it shows whole, forget old ids."""
+        seen = self._comparison.look()
+        if count := self._comparison.mend(seen):
             log.info("publishes %d states again: the bus showed them otherwise than the truth", count)
             self._outbox.wake()
-        self._comparison.say_whole(self._bus)
+        self._comparison.bookmark(self._bus, seen)
         with self._truth.writing() as connection:
             purge_old_commands(connection, self._clock.now() - COMMANDS_KEPT)
 

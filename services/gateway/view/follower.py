@@ -13,8 +13,8 @@ from structlog import get_logger
 
 from services.gateway.sql import writing
 from shared.bus.port import Bus, BusError, Record, Subscription
+from shared.contracts.bookmarks import BOOKMARK, TableBookmark
 from shared.contracts.topics import Topic
-from shared.contracts.whole import WHOLE, TableWhole
 
 log = get_logger("gateway.view")
 
@@ -26,62 +26,78 @@ Sweep = Callable[[Connection, set[str], datetime], None]
 
 
 class Reading:
-    """One reading of a topic from its beginning. `vouched`: the owner's word that came before it began."""
+    """One reading of a topic from its beginning. `base`: a bookmark from before it began.
 
-    def __init__(self, began_at: datetime, vouched: TableWhole | None = None) -> None:
+    Rows that are older than the base and were not seen were deleted, unless the topic has lost them. Which of the two
+    says a later bookmark: whether the table was complete from the base on until after the reading began.
+    """
+
+    def __init__(self, began_at: datetime, base: TableBookmark | None = None) -> None:
         self.seen: set[str] = set()
         self.all_shown = False
-        self.finished = False
         self._began_at = began_at
-        self._vouched = vouched
+        self._base = base
+        self._swept = False
 
     def saw(self, key: str) -> None:
-        if not self.finished:
+        """What comes while a later bookmark is waited for counts too."""
+        if not self.all_shown or (self._base and not self._swept):
             self.seen.add(key)
 
-    def sweeps_before(self, word: TableWhole | None) -> datetime | None:
-        """Rows that are older than this, and were not seen, were deleted. None where nothing says so: a word that came
-        while the reading went on speaks of what may have been added behind its back."""
-        if word is None or not (self._is_vouched(word) or word.at < self._began_at):
+    def saw_bookmark(self, bookmark: TableBookmark) -> None:
+        if not self.all_shown and bookmark.complete_until < self._began_at:
+            self._base = bookmark
+
+    def showed_all(self) -> None:
+        self.all_shown = True
+        if self._base is None:
+            self.seen.clear()  # nothing will follow from it
+
+    def outdated_by(self, bookmark: TableBookmark) -> bool:
+        """Whether the topic may have lost something since the base: only a new reading shows what is gone."""
+        return self.all_shown and (self._base is None or bookmark.complete_since > self._base.complete_until)
+
+    def sweeps_before(self, bookmark: TableBookmark) -> datetime | None:
+        """Rows that are older than this, and were not seen, were deleted. None where nothing is to be swept (yet)."""
+        if not self.all_shown or self._swept or self._base is None or self.outdated_by(bookmark):
             return None
-        return min(self._began_at, word.as_of)
+        return min(self._began_at, self._base.complete_until) if bookmark.complete_until >= self._began_at else None
 
-    def finish(self, heeded: TableWhole | None) -> None:
-        self.finished, self._vouched = True, heeded
-        self.seen = set()
-
-    def due(self, word: TableWhole | None) -> bool:
-        """Whether it is to be finished, or to be followed by another on account of a new word."""
-        return self.all_shown and (not self.finished or (word is not None and not self._is_vouched(word)))
-
-    def _is_vouched(self, word: TableWhole) -> bool:
-        return self._vouched is not None and self._vouched.id == word.id
+    def finish(self) -> None:
+        self._swept, self.seen = True, set()
 
 
 class Follower:
     """One topic, one thread that writes. A restart reads the topic again, so that nothing needs to be acknowledged.
 
     `sweep(sql, seen, since)` removes what was deleted while no gateway ran: rows older than `since` whose keys the
-    topic no longer has. Only the word of the topic's owner that it is whole allows that: a topic that was wiped has no
-    keys either. Where that word comes later, the topic is read once more.
+    topic no longer has. Only the bookmarks of the topic's owner allow that: a topic that was wiped has no keys either.
     """
 
     def __init__(
-        self, engine: Engine, topic: Topic, save: Save, sweep: Sweep, saved: Callable[[Sequence[Record]], None]
+        self,
+        engine: Engine,
+        topic: Topic,
+        save: Save,
+        sweep: Sweep,
+        saved: Callable[[Sequence[Record]], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.topic = topic
         self._engine = engine
         self._save = save
         self._sweep = sweep
         self._saved = saved
+        self._now = now
         self._fresh: dict[str, Record] = {}
         self._changed = threading.Condition()
         self._stopping = False
-        self._reading = Reading(datetime.now(UTC))
-        self._word: TableWhole | None = None
+        self._reading = Reading(now())
+        self._bookmark: TableBookmark | None = None
         self._bus: Bus | None = None
         self._subscription: Subscription | None = None
         self._thread = threading.Thread(target=self._run, name=f"gateway:{topic.name}", daemon=True)
+        self.readings = 0
         self.caught_up = threading.Event()
 
     @property
@@ -103,50 +119,66 @@ class Follower:
         if self._subscription:
             self._subscription.close()
 
-    def _read(self, bus: Bus) -> None:
+    def _read(self, bus: Bus, base: TableBookmark | None = None) -> None:
         """From the beginning. What a wipe has lost is shown as deleted by nobody but the owner. Raises BusError."""
-        reading = Reading(datetime.now(UTC), vouched=self._word)
+        reading = Reading(self._now(), base)
         on, shown = partial(self._on, reading), partial(self._shown, reading)
         self._subscription = bus.follow(self.topic, on, shown, patience_s=float("inf"))
         self._reading = reading
+        self.readings += 1
 
     def _on(self, reading: Reading, record: Record) -> None:
         with self._changed:
-            if record.key == WHOLE:
-                self._word = record.message if isinstance(record.message, TableWhole) else None
-            else:
+            if record.key != BOOKMARK:
                 self._fresh.pop(record.key, None)
                 self._fresh[record.key] = record
                 reading.saw(record.key)
+            elif isinstance(record.message, TableBookmark):
+                self._bookmark = record.message
+                reading.saw_bookmark(record.message)
             self._changed.notify()
 
     def _shown(self, reading: Reading) -> None:
         with self._changed:
-            reading.all_shown = True
+            reading.showed_all()
             self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._fresh or self._stopping or self._reading.due(self._word))
+                self._changed.wait_for(lambda: self._stopping or self._fresh or self._next())
                 if self._stopping:
                     return
                 batch = [self._fresh.pop(key) for key in list(self._fresh)[:AT_ONCE]]
+                step = self._next()
             if batch:
                 self._write(batch)
-            elif self._reading.finished:
-                self._read_again()
-            else:
-                self._finish(self._reading)
+            elif step:
+                step()
 
-    def _read_again(self) -> None:
-        """The owner's word has come, or come anew: only a reading that begins after it shows all that it speaks of."""
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be done once all that came is written."""
+        reading, bookmark = self._reading, self._bookmark
+        if not self.caught_up.is_set():
+            return self._catch_up if reading.all_shown else None
+        if bookmark is None:
+            return None
+        if reading.outdated_by(bookmark):
+            return partial(self._read_again, bookmark)
+        since = reading.sweeps_before(bookmark)
+        return partial(self._sweep_once, reading, since) if since else None
+
+    def _catch_up(self) -> None:
+        log.info("caught_up", topic=self.topic.name)
+        self.caught_up.set()
+
+    def _read_again(self, base: TableBookmark) -> None:
         assert self._bus
         if self._subscription:
             self._subscription.close()
             self._subscription = None
         try:
-            self._read(self._bus)
+            self._read(self._bus, base)
         except BusError as error:
             log.warning("view_waits_for_bus", topic=self.topic.name, reason=str(error))
             with self._changed:
@@ -157,16 +189,10 @@ class Follower:
         if self._until_done(lambda sql: self._save(sql, in_order)):
             self._saved(batch)
 
-    def _finish(self, reading: Reading) -> None:
-        word = self._word
-        since = reading.sweeps_before(word)
-        if since is None:
-            log.info("not_swept", topic=self.topic.name, reason="its owner has yet to say that it shows everything")
-        elif not self._until_done(lambda sql: self._sweep(sql, reading.seen, since)):
-            return
-        log.info("caught_up", topic=self.topic.name, keys=len(reading.seen))
-        reading.finish(word if since else None)
-        self.caught_up.set()
+    def _sweep_once(self, reading: Reading, since: datetime) -> None:
+        if self._until_done(lambda sql: self._sweep(sql, reading.seen, since)):
+            log.info("swept", topic=self.topic.name, keys=len(reading.seen))
+            reading.finish()
 
     def _until_done(self, work: Callable[[Connection], None]) -> bool:
         """In a transaction, again until it does not fail. False when stopping."""

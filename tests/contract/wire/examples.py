@@ -17,6 +17,7 @@ from shared.contracts.artifacts import (
     PublishArtifact,
     SetAlias,
 )
+from shared.contracts.bookmarks import TableBookmark
 from shared.contracts.deployments import (
     Deploy,
     DeploymentSpec,
@@ -58,7 +59,6 @@ from shared.contracts.jobs import (
 )
 from shared.contracts.message import Message
 from shared.contracts.nodes import Capacity, Device, NodeHeartbeat, Role, RunRef
-from shared.contracts.whole import TableWhole
 
 AT = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 JOB = "job_5f0c1d"
@@ -269,7 +269,7 @@ BODIES: dict[type[Message], dict[str, object]] = {
         "stopping": True,
         "seq": 17,
     },
-    TableWhole: {"as_of": AT},
+    TableBookmark: {"complete_since": AT, "complete_until": AT},
 }
 
 MESSAGES: list[Message] = [kind.model_validate({**ENVELOPE, **body}) for kind, body in BODIES.items()]
