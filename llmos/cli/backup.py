@@ -17,6 +17,7 @@ from llmos.cli.output import AsJson, ago, errors, say, say_error, show, size, ta
 from llmos.cli.session import Session, session_of
 from llmos.embedded.running import running
 from shared.bus.port import Bus, BusError, BusUnavailable, Record
+from shared.contracts.bookmarks import BOOKMARK
 from shared.contracts.topics import ATTEMPTS_DESIRED, DEPLOYMENTS_DESIRED, JOBS_STATE, REGISTRY_STATE, Topic
 from shared.settings import Settings, SettingsError, load_settings
 
@@ -174,11 +175,11 @@ def _refuse_used_bus(settings: Settings) -> None:
 
 
 def _keys_of(bus: Bus, topic: Topic) -> set[str]:
-    """What a compacted topic holds. Raises BusUnavailable."""
+    """What a compacted topic holds, besides its owner's bookmark. Raises BusUnavailable."""
     keys, shown = set[str](), threading.Event()
 
     def saw(record: Record) -> None:
-        if record.message is not None:
+        if record.message is not None and record.key != BOOKMARK:
             keys.add(record.key)
 
     following = bus.follow(topic, saw, shown.set)
