@@ -141,11 +141,13 @@ def test_a_start_on_a_topic_of_another_shape_ends_with_a_sentence(server: KafkaS
 
 def test_a_bus_without_topics_says_how_to_make_them(server: KafkaServer) -> None:
     missing = Topic(f"{uuid4().hex}.events", timedelta(days=1), PARTITIONS)
-    bus, seen = KafkaBus(server.url, "test", topics=[missing], delivery_timeout_s=1), Seen()
+    bus, seen = KafkaBus(server.url, "test", topics=[missing]), Seen()
+    impatient = KafkaBus(server.url, "test", delivery_timeout_s=1)
     with pytest.raises(BusUnavailable, match=f"no topic {missing.name} yet: `llmos admin init`"):
         bus.ping()
     with pytest.raises(BusUnavailable, match="llmos admin init"):
-        bus.publish(missing, "a", CancelJob(job_id="a")).result(timeout=20)
+        impatient.publish(missing, "a", CancelJob(job_id="a")).result(timeout=20)
+    impatient.close()
     bus.subscribe(missing, "g", seen)
     create_topics(server.url, [missing])
     bus.ping()
