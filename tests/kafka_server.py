@@ -101,11 +101,12 @@ class KafkaServer:
         """It keeps its connections and says nothing, as a host that hangs. Skips where it is no process of ours."""
         if self._process is None:
             pytest.skip(f"the broker at {self.address} is not a process of these tests, so it cannot be stopped")
-        self._process.send_signal(signal.SIGSTOP)
+        process = self._process
+        process.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self._process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)  # where it was killed meanwhile, this does nothing
 
     def end(self) -> None:
         self.kill()

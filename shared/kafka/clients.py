@@ -16,6 +16,7 @@ import google_crc32c
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
+from kafka.producer.transaction_manager import TransactionState
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
@@ -45,7 +46,9 @@ class Refused(KafkaError):  # type: ignore[misc]
 def producer(url: str, client_id: str, **options: Any) -> KafkaProducer:
     """A producer that writes each message once and in order. Raises KafkaError when no server answers."""
     options = {"enable_idempotence": True, "acks": "all", "metrics_enabled": False, **options}
-    return _client(KafkaProducer, url, client_id, **options)
+    client = _client(KafkaProducer, url, client_id, **options)
+    _ask_for_an_id_anew(client)
+    return client
 
 
 def partition_count(client: KafkaProducer, topic: str, wait_s: float = 0.0) -> int:
@@ -103,6 +106,23 @@ def identity_of(client: KafkaConsumer, topic: str) -> UUID | None:
     """Which of the topics that ever had this name the consumer reads, as far as it knows. Asks nobody."""
     found: UUID | None = client._client.cluster.topic_id(topic)  # noqa: SLF001 - the library shows it nowhere else
     return found
+
+
+def _ask_for_an_id_anew(client: KafkaProducer) -> None:
+    """Let a producer that gives up its id ask for another.
+
+    It does so when a message that it had tried more than once expires. The library asks for an id only in its first
+    state, and stays in the one it is in: it would wait for an id for ever, and send nothing any more.
+    """
+    ids = client._transaction_manager  # noqa: SLF001 - there is no other way to reach it
+    give_up = ids.reset_producer_id
+
+    def give_up_and_ask() -> None:
+        with ids._lock:  # noqa: SLF001
+            give_up()
+            ids._current_state = TransactionState.UNINITIALIZED  # noqa: SLF001
+
+    ids.reset_producer_id = give_up_and_ask
 
 
 def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) -> Any:
