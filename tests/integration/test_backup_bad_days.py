@@ -1,4 +1,7 @@
-"""`llmos admin backup` and `restore` where something is wrong: one sentence, an exit code, and nothing broken by it."""
+"""`llmos admin backup` and `restore` where something is wrong: one sentence, an exit code, and nothing broken by it.
+
+On one machine's files and databases, since the damage is done to files. A cluster is backed up in test_backup.py.
+"""
 
 from __future__ import annotations
 
