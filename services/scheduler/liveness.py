@@ -1,7 +1,8 @@
 """Which nodes are alive and which runs are gone, from heartbeats alone. Time is this process's own monotonic clock.
 
 Silence counts only while this scheduler could have heard: after it has caught up with the heartbeats, and with no gap
-since. Safety never hangs on it: a run that was given up wrongly meets the fence.
+since. After a gap of the bus it counts from the first word of anybody, since a bus that answers may not yet be heard.
+Safety never hangs on it: a run that was given up wrongly meets the fence.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from shared.contracts.nodes import NodeHeartbeat, Role, RunRef, node_key
 
 GAP_S = 3.0
 """A tick that comes so late says that this process stood still: what it did not hear proves nothing."""
+DEAF_TIMES = 3
+"""So many times the usual silence after a gap of the bus in which nobody at all was heard: then they are gone."""
 UNLISTED_S = 10.0
 """A run that its own node does not list for so long is gone: its last event has had time to arrive."""
 RING_AGAIN_S = 10.0
@@ -51,6 +54,8 @@ class Liveness:
     caught_up: bool = False
     _nodes: dict[str, Heard] = field(default_factory=dict)
     _counted_from_s: float = 0.0
+    _deaf: bool = False
+    """The bus was away, and nobody was heard since."""
     _last_tick_s: float = 0.0
     _since: dict[tuple[object, ...], float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -64,7 +69,10 @@ class Liveness:
             began = before.boot_began if before else None
             if before and before.beat.boot_id != beat.boot_id:
                 began = beat.at
-            self._nodes[key] = Heard(beat, self.clock.monotonic(), self.caught_up, began)
+            now_s = self.clock.monotonic()
+            self._nodes[key] = Heard(beat, now_s, self.caught_up, began)
+            if self._deaf:
+                self._deaf, self._counted_from_s = False, now_s
         if before is None or _differs(before.beat, beat):
             self.on_change()
 
@@ -78,6 +86,12 @@ class Liveness:
         """Something kept this process from hearing."""
         with self._lock:
             self._counted_from_s = self.clock.monotonic()
+
+    def bus_is_away(self) -> None:
+        """What nodes say meanwhile is not heard, and not held against them."""
+        self.restart_count()
+        with self._lock:
+            self._deaf = True
 
     def tick(self) -> None:
         """Called at every look at what is due: notices when this process itself stood still."""
@@ -100,7 +114,7 @@ class Liveness:
         heard = self._nodes.get(node_key(node, role))
         if heard:
             return self._silent(heard)
-        return self.caught_up and self.clock.monotonic() - self._counted_from_s > self.timeout_s
+        return self.caught_up and self._silent_since(self._counted_from_s)
 
     def lists_replica(self, node: str, replica_id: str) -> bool:
         heard = self._nodes.get(node_key(node, Role.inference))
@@ -173,7 +187,11 @@ class Liveness:
     def _silent(self, heard: Heard) -> bool:
         if not self.caught_up:
             return False
-        return self.clock.monotonic() - max(heard.at_s, self._counted_from_s) > self.timeout_s
+        return self._silent_since(max(heard.at_s, self._counted_from_s))
+
+    def _silent_since(self, since_s: float) -> bool:
+        patience_s = self.timeout_s * (DEAF_TIMES if self._deaf else 1)
+        return self.clock.monotonic() - since_s > patience_s
 
     def _all(self) -> list[Heard]:
         with self._lock:

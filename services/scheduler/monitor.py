@@ -73,7 +73,7 @@ class Monitor:
         try:
             self._bus.ping()
         except BusError:
-            self._liveness.restart_count()
+            self._liveness.bus_is_away()
             raise
         if self._comparison.ready and self._is_due("compare", COMPARE_S):
             self.compare()

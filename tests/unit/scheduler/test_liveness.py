@@ -29,11 +29,13 @@ class Ear:
     def changed(self) -> None:
         self.changes += 1
 
-    def beat(self, *runs: RunRef, boot: str = "b1", stopping: bool = False, sent_s_ago: float = 0) -> None:
+    def beat(
+        self, *runs: RunRef, boot: str = "b1", stopping: bool = False, sent_s_ago: float = 0, node: str = "n1"
+    ) -> None:
         self.seq += 1
         self.liveness.heard(
             NodeHeartbeat(
-                node="n1",
+                node=node,
                 role=Role.trainer,
                 boot_id=boot,
                 capacity=Capacity(cpus=1, memory_bytes=1),
@@ -118,9 +120,33 @@ def test_time_in_which_the_bus_was_away_does_not_count(ear: Ear) -> None:
     ear.listen()
     ear.beat(MINE)
     ear.pass_s(29)
-    ear.liveness.restart_count()
+    ear.liveness.bus_is_away()
     ear.pass_s(29)
     assert ear.liveness.verdict(a_running_job()) is None
+
+
+def test_after_a_gap_of_the_bus_silence_counts_from_the_first_word_of_anybody(ear: Ear) -> None:
+    """The bus answers, and this process may still not hear what is said there."""
+    ear.listen()
+    ear.beat(MINE)
+    ear.liveness.bus_is_away()
+    ear.pass_s(60)
+    assert ear.liveness.verdict(a_running_job()) is None
+    ear.beat(node="n2")
+    ear.pass_s(30)
+    assert ear.liveness.verdict(a_running_job()) is None
+    ear.pass_s(1)
+    assert ear.liveness.verdict(a_running_job())
+
+
+def test_where_nobody_at_all_is_heard_after_a_gap_of_the_bus_all_are_gone_in_the_end(ear: Ear) -> None:
+    ear.listen()
+    ear.beat(MINE)
+    ear.liveness.bus_is_away()
+    ear.pass_s(90)
+    assert ear.liveness.verdict(a_running_job()) is None
+    ear.pass_s(1)
+    assert ear.liveness.verdict(a_running_job())
 
 
 def test_a_node_nobody_has_heard_of_is_gone_after_the_same_time(ear: Ear) -> None:
