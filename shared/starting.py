@@ -67,6 +67,14 @@ class Need:
             log.info("%s is there", self._what)
         return True
 
+    def wait(self, pause: Callable[[float], bool]) -> bool:
+        """Look until it is there. `pause` waits so many seconds and says whether we are told to stop: then it is False.
+        Raises SettingsError where waiting does not help."""
+        while not self.there():
+            if pause(RETRY_S):
+                return False
+        return True
+
     def _bear(self, error: Exception, reason: str) -> None:
         if not isinstance(error, Uninitialized):
             self._lacking_since_s = None

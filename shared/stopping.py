@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-from shared.starting import RETRY_S, Need
-
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 LONGEST_WAIT_S = 3600.0
 
@@ -36,12 +34,3 @@ class Stop:
     def ask(self) -> None:
         """From any thread."""
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def wait_for(need: Need, stop: Stop) -> bool:
-    """Wait for what this process needs to be there. False when it is told to stop before. Raises SettingsError."""
-    while not stop.asked:
-        if need.there():
-            return True
-        stop.wait(RETRY_S)
-    return False

@@ -52,6 +52,12 @@ def client(url: str, **options: Any) -> redis.Redis:
     return redis.Redis.from_url(redis_url(url), **options)
 
 
+def ping(url: str) -> None:
+    """Raises AddressError, and what redis-py raises where the server does not answer or refuses us."""
+    with client(url) as server:
+        server.ping()
+
+
 def async_client(url: str, **options: Any) -> redis.asyncio.Redis:
     """A client for asyncio; connects at the first command. Raises AddressError."""
     options = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": AsyncRetry(NoBackoff(), 0), **options}

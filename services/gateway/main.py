@@ -75,9 +75,8 @@ def create_app(
 
     database = Need("the database", prepare, AWAY, settings.init_timeout_s, why)
     beginning = Beginning(database, go, refused)
-    servers = Watch(
-        [shared.bus.need(bus, settings), shared.store.need(store, settings), shared.replies.need(settings)], refused
-    )
+    queues = [shared.bus.need(bus, settings), shared.replies.need(settings), shared.requests.need(settings)]
+    servers = Watch([*queues, shared.store.need(store, settings)], refused)
 
     def stop() -> None:
         """Who reads, who writes, then what they read from and wrote to."""

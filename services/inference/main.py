@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 
 import shared.bus
 import shared.replies
+import shared.requests
 import shared.store
 from services.inference.agent import Agent
 from services.inference.handlers import Handlers
@@ -30,8 +31,9 @@ from shared.contracts.nodes import Role
 from shared.contracts.topics import DEPLOYMENTS_DESIRED
 from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
+from shared.readiness import Checks
 from shared.settings import Settings, SettingsError, die, load_settings
-from shared.starting import RETRY_S, Need, Watch
+from shared.starting import Watch
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
@@ -50,7 +52,9 @@ def main() -> None:
         setup_telemetry(settings, "inference")
         setproctitle("llmos: inference")
         replies = partial(shared.replies.ping, settings.redis_url)
-        serve_operations(settings.metrics_port, {"bus": bus.ping, "store": store.ping, "replies": replies})
+        requests = partial(shared.requests.ping, settings.effective_requests_url)
+        checks: Checks = {"bus": bus.ping, "store": store.ping, "replies": replies, "requests": requests}
+        serve_operations(settings.metrics_port, checks)
         with NodeName(settings.home / "inference", settings.node, Role.inference) as name:
             asyncio.run(serve(settings, bus, store, name))
     except (SettingsError, NodeTaken) as error:
@@ -65,11 +69,17 @@ async def serve(
     folder = settings.home / "inference" / settings.node
     leftovers = Leftovers(folder / "replicas")
     left = leftovers.end_all()
-    if not await bus_answers(shared.bus.need(bus, settings), stop):
+
+    def pause(pause_s: float) -> bool:
+        time.sleep(pause_s)
+        return stop.is_set()
+
+    if not await asyncio.to_thread(shared.bus.need(bus, settings).wait, pause):
         return
     refusals: list[SettingsError | NodeTaken] = []
     refused = stopped_by(stop, refusals)
-    servers = Watch([shared.store.need(store, settings), shared.replies.need(settings)], refused)
+    needs = [shared.store.need(store, settings), shared.replies.need(settings), shared.requests.need(settings)]
+    servers = Watch(needs, refused)
     servers.start()
     await asyncio.to_thread(name.claim, bus, settings.heartbeat_s, settings.heartbeat_timeout_s, stop.is_set, refused)
     node = assemble(settings, store, leftovers, folder)
@@ -115,16 +125,6 @@ def stop_at_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
-
-
-async def bus_answers(need: Need, stop: asyncio.Event) -> bool:
-    """Wait for the bus; False when asked to stop before it came. Raises SettingsError."""
-    while not stop.is_set():
-        if await asyncio.to_thread(need.there):
-            return True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), RETRY_S)
-    return False
 
 
 def stopped_by(

@@ -24,7 +24,7 @@ from shared.db import need as need_database
 from shared.db import open_database, ping, why
 from shared.operations import serve_operations
 from shared.settings import Settings
-from shared.stopping import Stop, wait_for
+from shared.stopping import Stop
 from shared.store.port import ObjectStore, StoreError
 from shared.telemetry import setup_telemetry
 
@@ -129,7 +129,7 @@ def main(settings: Settings) -> int:
         shared.store.need(store, settings),
         shared.bus.need(bus, settings),
     )
-    if not all(wait_for(need, stop) for need in needs):
+    if not all(need.wait(stop.wait) for need in needs):
         bus.close()
         return 0
     service = Service(engine, store, bus, failed)

@@ -40,7 +40,7 @@ from shared.db import AWAY, migrate, open_database, ping, why
 from shared.doorbell.port import Doorbell
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError
-from shared.stopping import Stop, wait_for
+from shared.stopping import Stop
 from shared.telemetry import setup_telemetry
 
 log = logging.getLogger("llmos.scheduler")
@@ -138,7 +138,7 @@ def main(settings: Settings) -> int:
     doorbell = shared.doorbell.connect(settings.redis_url)
     serve_operations(settings.metrics_port, {"database": lambda: ping(engine), "bus": bus.ping})
     try:
-        if not wait_for(shared.bus.need(bus, settings), stop):
+        if not shared.bus.need(bus, settings).wait(stop.wait):
             return 0
         while not stop.asked and not failures:
             log.info("stands by until it may lead")

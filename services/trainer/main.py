@@ -26,7 +26,7 @@ from shared.contracts.topics import ATTEMPTS_DESIRED
 from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
-from shared.starting import RETRY_S, Need, Watch
+from shared.starting import Watch
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
@@ -61,7 +61,7 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
         agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
-        wait_for_bus(shared.bus.need(bus, settings))
+        shared.bus.need(bus, settings).wait(_pause)
         refusals: list[SettingsError | NodeTaken] = []
 
         def refused(error: SettingsError | NodeTaken) -> None:
@@ -118,7 +118,7 @@ def listen(settings: Settings, agent: Agent) -> DoorbellWorker | None:
     return doorbell
 
 
-def wait_for_bus(need: Need) -> None:
-    """Returns once the bus answers. Signals have their default meaning until then: nothing runs yet."""
-    while not need.there():
-        time.sleep(RETRY_S)
+def _pause(pause_s: float) -> bool:
+    """Signals have their default meaning while nothing runs yet, so nobody is told to stop."""
+    time.sleep(pause_s)
+    return False

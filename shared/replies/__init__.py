@@ -34,8 +34,7 @@ def ping(url: str) -> None:
     from shared import valkey
 
     try:
-        with valkey.client(url) as server:
-            server.ping()
+        valkey.ping(url)
     except redis.AuthenticationError as error:
         raise SettingsError(f"LLMOS_REDIS_URL: the server refuses: {error}") from None
     except (redis.RedisError, OSError) as error:

@@ -7,10 +7,15 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from shared.contracts.inference import Cancel, Request
+from shared.starting import Uninitialized
 
 
 class RequestsUnavailable(Exception):
-    """The server that carries requests did not take one."""
+    """The server that carries requests does not answer, or did not take one."""
+
+
+class RequestsUninitialized(RequestsUnavailable, Uninitialized):
+    """It answers, and the topic of requests is missing."""
 
 
 class Requests(Protocol):

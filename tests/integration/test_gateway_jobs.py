@@ -17,7 +17,7 @@ import pytest
 from shared.contracts.bookmarks import BOOKMARK, TableBookmark
 from shared.contracts.jobs import AttemptStarted, JobStatus, LogLines, Progress
 from shared.contracts.topics import JOBS_LOGS, JOBS_STATE
-from tests.ground import Ground
+from tests.ground import Ground, MemoryGround
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
 
@@ -253,3 +253,10 @@ def test_a_job_too_large_for_the_queue_is_refused_with_the_way_out(here: Running
     assert answer.status_code == 413
     assert "/v1/files" in answer.json()["error"]["message"]
     assert listed(here) == []
+
+
+def test_a_gateway_whose_server_for_requests_is_away_is_not_ready_and_says_so(tmp_path: Path) -> None:
+    world = GatewayWorld(tmp_path, MemoryGround(tmp_path), requests_url="redis://127.0.0.1:1/0")
+    with world.gateway(ready=False) as gateway:
+        eventually(lambda: list(gateway.http.get("/readyz").json()["missing"]) == ["requests"])
+    world.close()

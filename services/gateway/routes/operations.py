@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+import shared.requests
 from services.gateway.gateway import Gateway
 from services.gateway.room import no_room
 from shared.readiness import Checks, NotReady
@@ -42,6 +45,7 @@ def checks_of(here: Gateway) -> Checks:
         "store": here.store.ping,
         "view": lambda: _none(here.view.ready()),
         "inference": lambda: _none(here.inference.ready()),
+        "requests": partial(shared.requests.ping, here.settings.effective_requests_url),
     }
 
 

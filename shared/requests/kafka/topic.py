@@ -7,9 +7,9 @@ import zlib
 from kafka.errors import KafkaError
 
 from shared.kafka.address import Address
-from shared.kafka.clients import Refused
-from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
-from shared.requests.port import RequestsUnavailable
+from shared.kafka.clients import Refused, admin
+from shared.kafka.topics import Made, TopicSpec, WrongTopics, check, existing, make_topics
+from shared.requests.port import RequestsUnavailable, RequestsUninitialized
 from shared.settings import SettingsError
 
 NAME = "inference.requests"
@@ -42,6 +42,19 @@ def create_topic(url: str) -> Made:
         raise RequestsUnavailable(
             f"the topic of requests could not be made on kafka://{Address.parse(url)}: {error}"
         ) from error
+
+
+def check_topic(url: str) -> None:
+    """Raises RequestsUnavailable, RequestsUninitialized where there is no topic yet, SettingsError."""
+    try:
+        with admin(url, "requests:look") as client:
+            if NAME not in existing(client, [NAME]):
+                raise RequestsUninitialized(f"Kafka has no topic {NAME} yet: `llmos admin init` makes it")
+            check(client, [TOPIC])
+    except (Refused, WrongTopics) as error:
+        raise SettingsError(f"LLMOS_REQUESTS_URL: {error}") from None
+    except KafkaError as error:
+        raise RequestsUnavailable(f"Kafka does not answer: {error}") from error
 
 
 def partition_of(replica: str) -> int:

@@ -97,3 +97,15 @@ def test_a_look_that_hangs_holds_up_no_other_and_its_reason_is_kept_for_the_next
     answering.clear()
     assert readiness.missing()["slow"] == "nobody is at home"
     answering.set()
+
+
+def test_waiting_ends_when_it_is_there_or_when_told_to_stop() -> None:
+    server = Server(Away("away"))
+    pauses = iter([False, True])
+    assert not server.need().wait(lambda _: next(pauses))
+
+    def comes_back(_: float) -> bool:
+        server.trouble = None
+        return False
+
+    assert server.need().wait(comes_back)
