@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "llmos-test"
-TWICE = ("gateway", "scheduler", "trainer", "inference")
+TWICE = ("GATEWAYS", "SCHEDULERS", "TRAINERS", "INFERENCE_NODES")
 SERVICES = ("gateway", "scheduler", "registry", "trainer", "inference")
 KEY = "sk-llmos-change-me"
 UP_S = 1800
@@ -40,6 +40,7 @@ class Cluster:
             "GATEWAY_PORTS": f"{first}-{first + 1}",
             "MINIO_CONSOLE_PORT": str(free_port()),
             "LLMOS_HEARTBEAT_TIMEOUT_S": "15",
+            **dict.fromkeys(TWICE, "2"),
         }
         (folder / ".env").write_text((ROOT / ".env.example").read_text())
 
@@ -58,8 +59,7 @@ class Cluster:
         return done.stdout
 
     def up(self) -> None:
-        scale = [word for service in TWICE for word in ("--scale", f"{service}=2")]
-        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", "600", *scale, timeout_s=UP_S)
+        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", "600", timeout_s=UP_S)
 
     def gateway(self, index: int = 1) -> str:
         """The address of one of the gateways."""
