@@ -17,6 +17,7 @@ from shared.bus.port import BrokenRecord, Handle, Poison, Position, Record, Subs
 
 # The whole vocabulary is registered before anything is decoded: a type that nobody has imported would pass for unknown.
 from shared.contracts import artifacts as _artifacts  # noqa: F401
+from shared.contracts import bookmarks as _bookmarks  # noqa: F401
 from shared.contracts import deployments as _deployments  # noqa: F401
 from shared.contracts import jobs as _jobs  # noqa: F401
 from shared.contracts import nodes as _nodes  # noqa: F401

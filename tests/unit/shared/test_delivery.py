@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 from shared.bus.delivery import Subscriptions
@@ -48,3 +50,18 @@ def test_a_bus_closes_what_two_threads_have_started_at_once() -> None:
     interrupted.thread.join()
     subscriptions.close()
     assert [one.closed for one in (first, second, third)] == [True, True, True]
+
+
+def test_a_bus_knows_every_word_of_the_vocabulary_whatever_its_service_has_imported() -> None:
+    script = """
+import importlib, pkgutil
+import shared.bus.delivery
+import shared.contracts
+from shared.contracts.message import Message
+known = set(Message.by_type)
+for module in pkgutil.iter_modules(shared.contracts.__path__):
+    importlib.import_module(f"shared.contracts.{module.name}")
+print(*sorted(set(Message.by_type) - known))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
