@@ -15,6 +15,7 @@ from shared.bus.port import BusUnavailable
 from shared.requests.port import RequestsUnavailable
 from shared.settings import load_settings
 from shared.store.port import StoreUnavailable
+from shared.telemetry import setup_telemetry
 
 app = typer.Typer(help="Set a cluster up; save a whole system, and restore it.", no_args_is_help=True)
 
@@ -36,6 +37,7 @@ def init(
     Topics, the bucket and its rules. What is there already stays as it is.
     """
     settings = load_settings()
+    setup_telemetry(settings, "init")
     made = {
         "bus": _insist(wait, lambda: bus.prepare(settings.bus_url)),
         "requests": _insist(wait, lambda: requests.prepare(settings.effective_requests_url)),

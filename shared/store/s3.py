@@ -36,6 +36,8 @@ THREADS = 8
 LINK_LIVES = timedelta(minutes=15)
 SWEPT_AFTER_DAYS = 2
 SWEEP = "llmos-uploads-cut-off"
+NO_SUCH_RULE = {"InvalidArgument", "MalformedXML", "NotImplemented"}
+"""What a server says to the rule that does not know it: MinIO, which sweeps by itself, and others."""
 COPY_PART_BYTES = 512 * 2**20
 """One request copies no more than this, so that it answers within the client's timeout."""
 
@@ -241,7 +243,8 @@ class S3Store:
         try:
             self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
         except S3Error as error:
-            log.info("no_lifecycle_rule", bucket=self._bucket, reason=f"{error.code}: {error.message}")
+            if error.code not in NO_SUCH_RULE:
+                log.warning("no_lifecycle_rule", bucket=self._bucket, reason=f"{error.code}: {error.message}")
             return False
         return True
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import structlog
 
 from shared.settings import Settings, SettingsError
 from shared.store import connect
@@ -386,6 +387,12 @@ def test_a_bucket_that_nobody_made_is_told_and_not_made(s3: S3Server) -> None:
     store.prepare()
     store.put_bytes("a", b"1")
     assert keys(bucket_of(s3, bucket)) == ["a"]
+
+
+def test_a_server_that_knows_no_rule_for_uploads_that_were_cut_off_is_nothing_to_warn_of(s3: S3Server) -> None:
+    with structlog.testing.capture_logs() as said:
+        made(s3).prepare()
+    assert said == []
 
 
 def test_a_server_that_is_away_is_told_within_seconds() -> None:
