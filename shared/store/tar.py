@@ -26,8 +26,10 @@ def tar_stream(store: ObjectStore, manifest: Manifest) -> Iterator[bytes]:
     Raises ObjectNotFound, StoreUnavailable and CorruptArtifact, also in the middle; then the end is missing.
     """
     for file in sorted(manifest.files, key=lambda file: file.path):
-        yield _header(file)
-        yield from _verified(store, file)
+        content = _verified(store, file)
+        begin = next(content, b"")  # before its header: whoever waits for the first bytes learns whether it can be read
+        yield _header(file) + begin
+        yield from content
         yield bytes(-file.size_bytes % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
 

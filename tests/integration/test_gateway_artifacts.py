@@ -14,6 +14,7 @@ from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.deployments import ReplicaState, ReplicaStatus
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import DEPLOYMENTS_STATUS, NODES_HEARTBEATS
+from shared.store.port import StoreUnavailable
 from tests.ground import Ground
 from tests.integration.gateway_world import GatewayWorld, Running
 from tests.waiting import eventually
@@ -81,6 +82,19 @@ def test_downloads_as_tar_and_file_by_file(world: GatewayWorld, here: Running) -
     assert (file.status_code, file.content) == (206, b"eig")
     assert here.http.get("/v1/artifacts/base@1/files/nope").status_code == 404
     assert here.http.get("/v1/artifacts/base@1/files/../../secret").status_code == 404
+
+
+def test_a_download_while_the_store_is_away_is_a_503(world: GatewayWorld, here: Running, monkeypatch: Any) -> None:
+    put(world, here, "base")
+
+    def away(*_: object) -> Iterator[bytes]:
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(world.store, "read", away)
+    for path in ("download", "files/config.json"):
+        refused = here.http.get(f"/v1/artifacts/base@1/{path}")
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
 
 
 def test_a_refusal_of_the_registry_is_the_answer(world: GatewayWorld, here: Running) -> None:

@@ -6,13 +6,14 @@ import io
 import os
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.contracts.artifacts import Manifest, blob_key
 from shared.store.local import LocalStore
-from shared.store.port import CorruptArtifact, ObjectNotFound
+from shared.store.port import CorruptArtifact, ObjectNotFound, StoreUnavailable
 from shared.store.staging import stage_folder, staged_file_key
 from shared.store.tar import UnsafeArchive, safe_extract, tar_stream
 
@@ -67,6 +68,17 @@ def test_a_corrupt_blob_breaks_the_stream_off(store: LocalStore, manifest: Manif
     store.delete(key)
     with pytest.raises(ObjectNotFound):
         list(tar_stream(store, manifest))
+
+
+def test_a_store_that_is_away_is_told_before_the_first_byte(
+    store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> Iterator[bytes]:
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(store, "read", away)
+    with pytest.raises(StoreUnavailable):
+        next(tar_stream(store, manifest))
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
