@@ -99,6 +99,31 @@ def test_a_look_that_hangs_holds_up_no_other_and_its_reason_is_kept_for_the_next
     answering.set()
 
 
+def test_what_was_there_a_moment_ago_is_not_missing_for_one_slow_answer() -> None:
+    answering = threading.Event()
+    answering.set()
+    readiness = Readiness({"bus": lambda: _answered(answering)}, look_s=0.05)
+    eventually(lambda: readiness.missing() == {})
+    answering.clear()
+    assert readiness.missing() == {}
+    answering.set()
+
+
+def test_what_has_not_answered_for_long_is_missing() -> None:
+    answering = threading.Event()
+    answering.set()
+    readiness = Readiness({"bus": lambda: _answered(answering)}, look_s=0.05, missing_after_s=0.2)
+    eventually(lambda: readiness.missing() == {})
+    answering.clear()
+    eventually(lambda: "no answer within" in readiness.missing().get("bus", ""))
+    answering.set()
+    eventually(lambda: readiness.missing() == {})
+
+
+def _answered(answering: threading.Event) -> None:
+    answering.wait(30)
+
+
 def test_waiting_ends_when_it_is_there_or_when_told_to_stop() -> None:
     server = Server(Away("away"))
     pauses = iter([False, True])
