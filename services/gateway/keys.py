@@ -1,4 +1,4 @@
-"""API keys: only their hashes are kept. The first start makes one."""
+"""API keys: only their hashes are kept. The first start makes one; the one of the settings changes with them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, delete, select
 
-from services.gateway.sql import reading, writing
+from services.gateway.sql import insert_new, reading, writing
 from services.gateway.tables import api_keys
-from shared.settings import Settings
+from shared.db.locks import hold
+from shared.settings import EXAMPLE, Settings
 
 KNOWN_FOR_S = 30.0
 """How long a key that was found is taken for good without asking SQL again."""
+FROM_SETTINGS = "settings"
+"""The name of the key that LLMOS_API_KEY says."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Principal:
 
 
 class Keys:
-    """The keys in SQL, remembered for a while."""
+    """The keys in SQL, remembered for a while. The example's key, which everybody knows, is one in a trial only."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, trial: bool = False) -> None:
         self._engine = engine
+        self._trial = trial
         self._known: dict[str, tuple[float, Principal]] = {}
 
     def remembered(self, key: str) -> Principal | None:
@@ -44,6 +48,8 @@ class Keys:
         return found[1] if found and time.monotonic() - found[0] < KNOWN_FOR_S else None
 
     def find(self, key: str) -> Principal | None:
+        if EXAMPLE in key and not self._trial:
+            return None
         hashed = _hash(key)
         with reading(self._engine) as sql:
             row = sql.execute(select(api_keys).where(api_keys.c.key_sha256 == hashed)).one_or_none()
@@ -56,27 +62,33 @@ class Keys:
 
     def add(self, key: str, tenant: str = "default", name: str = "", limits: dict[str, int] | None = None) -> None:
         """Nothing happens when the key is there already."""
-        row = {
-            "id": uuid4().hex,
-            "key_sha256": _hash(key),
-            "tenant": tenant,
-            "name": name,
-            "created_at": datetime.now(UTC),
-            "limits": limits or {},
-        }
-        try:
-            with writing(self._engine) as sql:
-                sql.execute(insert(api_keys).values(row))
-        except IntegrityError:
-            return
+        with writing(self._engine) as sql:
+            insert_new(sql, api_keys, [_row(key, tenant, name, limits or {})])
 
     def ensure_first(self, settings: Settings) -> None:
-        """Know the key of the settings, or the one in `home`/key; make that one when it is not there."""
-        if settings.api_key:
-            self.add(settings.api_key, name="settings")
-            return
+        """Know the key of the settings, or the one in `home`/key; make that one when it is not there.
+
+        A key that the settings said before is none any more. Of gateways that start at once on one database with
+        different settings the last one is right.
+        """
         file = settings.home / "key"
-        self.add(_read(file) or _make(file), name="first")
+        key, name = settings.api_key or _read(file) or _make(file), FROM_SETTINGS if settings.api_key else "first"
+        with writing(self._engine) as sql:
+            hold(sql, "the key of the settings")
+            replaced = api_keys.c.name == FROM_SETTINGS, api_keys.c.key_sha256 != _hash(key)
+            sql.execute(delete(api_keys).where(*replaced))
+            insert_new(sql, api_keys, [_row(key, "default", name, {})])
+
+
+def _row(key: str, tenant: str, name: str, limits: dict[str, int]) -> dict[str, Any]:
+    return {
+        "id": uuid4().hex,
+        "key_sha256": _hash(key),
+        "tenant": tenant,
+        "name": name,
+        "created_at": datetime.now(UTC),
+        "limits": limits,
+    }
 
 
 def _hash(key: str) -> str:

@@ -60,7 +60,7 @@ def create_app(
     """
     submissions = Submissions(engine, bus, settings)
     view = View(engine, bus, submissions)
-    keys = Keys(engine)
+    keys = Keys(engine, trial=settings.dev)
     inference = InferenceGateway(settings, bus, requests, replies)
     gateway = Gateway(settings, bus, store, keys, view, submissions, inference)
     metrics = Metrics(gateway)

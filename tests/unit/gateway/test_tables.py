@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -56,3 +57,45 @@ def test_the_first_start_makes_one_key_and_keeps_it_to_its_owner(tmp_path: Path)
     assert keys.remembered(key) == found
     assert keys.find("wrong") is None
     assert key.encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("gateway.sqlite*"))
+
+
+def test_a_key_of_the_settings_ends_when_they_say_another_one(tmp_path: Path, new_database: NewDatabase) -> None:
+    engine = open_database(new_database("gateway"))
+    for key in ("sk-old", "sk-new"):
+        Keys(engine).ensure_first(Settings(home=tmp_path, api_key=key))
+    Keys(engine).add("sk-another", name="somebody")
+    Keys(engine).ensure_first(Settings(home=tmp_path, api_key="sk-new"))
+    keys = Keys(engine)
+    assert keys.find("sk-old") is None
+    assert keys.find("sk-new")
+    assert keys.find("sk-another")
+
+
+def test_a_key_of_the_settings_ends_when_they_say_none(tmp_path: Path, new_database: NewDatabase) -> None:
+    engine = open_database(new_database("gateway"))
+    Keys(engine).ensure_first(Settings(home=tmp_path, api_key="sk-old"))
+    Keys(engine).ensure_first(Settings(home=tmp_path))
+    assert Keys(engine).find("sk-old") is None
+    assert Keys(engine).find((tmp_path / "key").read_text())
+
+
+def test_gateways_that_start_at_once_know_one_key_of_the_settings(tmp_path: Path, new_database: NewDatabase) -> None:
+    url = new_database("gateway")
+
+    def start(key: str) -> Keys:
+        keys = Keys(open_database(url))
+        keys.ensure_first(Settings(home=tmp_path, api_key=key))
+        return keys
+
+    with ThreadPoolExecutor(4) as pool:
+        keys, *_ = pool.map(start, ["sk-one", "sk-two", "sk-one", "sk-two"])
+    assert len([key for key in ("sk-one", "sk-two") if keys.find(key)]) == 1
+
+
+def test_the_examples_key_is_one_in_a_trial_only(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/gateway.sqlite")
+    migrate(engine, "services.gateway.migrations")
+    key = "sk-llmos-change-me"
+    Keys(engine).add(key)
+    assert Keys(engine).find(key) is None
+    assert Keys(engine, trial=True).find(key)
