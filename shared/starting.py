@@ -23,7 +23,7 @@ class Uninitialized(Exception):
     """The server answers, and lacks what `llmos admin init` makes. The ports' errors for that are of this kind too."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error as the reason of something else."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 

@@ -6,6 +6,7 @@ one publish a command that another has published too, it is handled once: comman
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from shared.bus.port import Bus, BusError, Position
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import TOPICS, Topic
 from shared.db.locks import turn
+from shared.outage import Outage
 
 log = get_logger("gateway.outbox")
 
@@ -66,6 +68,7 @@ class Outbox:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gateway:outbox", daemon=True)
         self._pruned_at = datetime.now(UTC)
+        self._outage = Outage(logging.getLogger("gateway.outbox"), "the outbox")
 
     def start(self) -> None:
         self._thread.start()
@@ -104,8 +107,9 @@ class Outbox:
                 self._write_down()
                 self._publish_due()
                 self._prune()
+                self._outage.ended()
             except (SQLAlchemyError, BusError, TimeoutError) as error:
-                log.warning("outbox_waits", reason=(str(error) or type(error).__name__).splitlines()[0])
+                self._outage.began(error)
                 self._stopping.wait(RETRY_S)
             except Exception:  # without this thread nothing that was put off would ever be published
                 log.exception("outbox_failed")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
-
-import structlog
 
 from shared.bus.port import Bus, BusError
 from shared.contracts.nodes import Capacity, NodeHeartbeat, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
 from shared.node_name import NodeName
+from shared.outage import Outage
 from shared.version import installed_version
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 FAREWELL_TIMEOUT_S = 5.0
 
@@ -31,6 +31,7 @@ class Heartbeat:
         self._replicas = replicas
         self._every_s = every_s
         self._seq = 0
+        self._outage = Outage(log, "the heartbeat")
         self._due = asyncio.Event()
 
     def soon(self) -> None:
@@ -66,4 +67,6 @@ class Heartbeat:
         try:
             await asyncio.wrap_future(self._bus.publish(NODES_HEARTBEATS, key, heartbeat))
         except BusError as error:
-            log.warning("heartbeat_not_sent", reason=str(error))
+            self._outage.began(error)
+        else:
+            self._outage.ended()

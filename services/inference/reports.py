@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-
-import structlog
+import logging
 
 from shared.bus.port import Bus, BusError, Record
 from shared.contracts.deployments import ReplicaStatus
 from shared.contracts.topics import DEPLOYMENTS_STATUS
+from shared.outage import Outage
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
@@ -47,6 +47,7 @@ class StatusReports:
     def __init__(self, bus: Bus, retry_s: float = RETRY_S) -> None:
         self._bus = bus
         self._retry_s = retry_s
+        self._outage = Outage(log, "the status of replicas")
         self._latest: dict[str, ReplicaStatus | None] = {}
         self._sending: dict[str, asyncio.Task[None]] = {}
 
@@ -82,6 +83,7 @@ class StatusReports:
         try:
             await asyncio.wrap_future(self._bus.publish(DEPLOYMENTS_STATUS, replica_id, status))
         except BusError as error:
-            log.warning("status_not_published", replica=replica_id, reason=str(error))
+            self._outage.began(error)
             return False
+        self._outage.ended()
         return True

@@ -12,13 +12,13 @@ is tried again after a pause, in which it takes up no place.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import structlog
 from sqlalchemy import Connection, Engine, delete, func, select
 
 from services.registry.answers import answer_again
@@ -28,8 +28,9 @@ from shared.contracts.artifacts import DeleteArtifact, PublishArtifact, SetAlias
 from shared.contracts.message import decode
 from shared.db import AWAY, insert_into, reading
 from shared.db.locks import turn
+from shared.outage import Outage
 
-log = structlog.get_logger("registry.inbox")
+log = logging.getLogger("registry.inbox")
 
 PUBLISHES = 4
 OTHERS = 32
@@ -55,6 +56,9 @@ class Inbox:
         """By artifact. Only `run` adds to it."""
         self._failures: dict[str, int] = {}
         """In a row, by artifact."""
+        self._outages: dict[str, Outage] = {}
+        """Of the artifacts whose command failed last."""
+        self._outage = Outage(log, "the inbox")
         self._not_before: dict[str, float] = {}
         """Artifacts that have a pause, and until when. Only `run` takes from it."""
 
@@ -87,8 +91,9 @@ class Inbox:
                     for command in self._startable():
                         self._at_work[_key(command)] = command
                         workers.submit(self._work, command)
+                    self._outage.ended()
                 except AWAY as error:
-                    log.warning("inbox_waits", error=str(error))
+                    self._outage.began(error)
                 self._wake.wait(self._pause_s())
 
     def stop(self) -> None:
@@ -139,12 +144,15 @@ class Inbox:
                 if mine and self._waits(command):
                     self._handle(command)
             self._failures.pop(key, None)
+            if outage := self._outages.pop(key, None):
+                outage.ended()
             self._on_answers()
             if not mine:
                 self._pause(key, ELSEWHERE_S)
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            log.warning("command_waits", key=key, failures=failures, error=str(error), exc_info=failures == 1)
+            outage = self._outages.setdefault(key, Outage(log, f"the command about {key}"))
+            outage.began(error, exc_info=True)
             self._pause(key, min(FIRST_PAUSE_S * 2 ** min(failures, 10), LONGEST_PAUSE_S))
         finally:
             del self._at_work[key]  # after the pause is set: `run` must find one of the two

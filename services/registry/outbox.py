@@ -8,12 +8,12 @@ turn ended with its connection to the database while it published, the compariso
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import structlog
 from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.sql import Delete
 
@@ -25,8 +25,9 @@ from shared.contracts.message import Message, decode
 from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
 from shared.db import AWAY, reading
 from shared.db.locks import turn
+from shared.outage import Outage
 
-log = structlog.get_logger("registry.outbox")
+log = logging.getLogger("registry.outbox")
 
 ROUND = 256
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
@@ -49,6 +50,7 @@ class Outbox:
         self._bus = bus
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._outage = Outage(log, "the outbox")
 
     def wake(self) -> None:
         self._wake.set()
@@ -66,14 +68,14 @@ class Outbox:
                 with turn(self._engine, "outbox") as mine:
                     while mine and self.publish_round() and not self._stopping.is_set():
                         backoff.reset()
+                self._outage.ended()
                 if mine:
                     self._wake.wait(LONGEST_PAUSE_S)
                 else:
                     self._stopping.wait(FIRST_PAUSE_S)
             except (*AWAY, BusError, TimeoutError) as error:
-                pause_s = backoff.next_s()
-                log.warning("outbox_waits", error=str(error), again_in_s=pause_s)
-                self._stopping.wait(pause_s)
+                self._outage.began(error)
+                self._stopping.wait(backoff.next_s())
 
     def publish_round(self) -> int:
         """Publish what waits; how many messages that was. Raises what the bus or the database raised."""

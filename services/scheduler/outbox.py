@@ -26,6 +26,7 @@ from shared.contracts.jobs import DesiredAttempt, Wish
 from shared.contracts.message import Message, decode
 from shared.contracts.topics import DEPLOYMENTS_DESIRED, JOBS_STATE, TOPICS
 from shared.doorbell.port import Doorbell
+from shared.outage import Outage
 
 log = logging.getLogger("llmos.scheduler.outbox")
 
@@ -62,6 +63,7 @@ class Outbox:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._last_error: BaseException | None = None
+        self._outage = Outage(log, "the outbox")
 
     def wake(self) -> None:
         self._wake.set()
@@ -76,13 +78,15 @@ class Outbox:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                sent, failed = self.publish_round()
+                sent, _ = self.publish_round()
             except SQLAlchemyError as error:
-                sent, failed, self._last_error = 0, 1, error
-            if failed:
-                log.warning("%d messages were not taken, and are sent again: %s", failed, self._last_error)
+                self._last_error = error
+            if self._last_error:
+                self._outage.began(self._last_error)
                 self._stopping.wait(backoff.next_s())
-            elif not sent:
+                continue
+            self._outage.ended()
+            if not sent:
                 backoff.reset()
                 self._wake.wait(LONGEST_PAUSE_S)
 

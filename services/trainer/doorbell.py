@@ -5,15 +5,39 @@ It may be deaf for as long as it likes: the agent follows the wishes on the bus 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
-import structlog
+from shared.outage import Outage
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
+
+CONSUMER, CONNECTION = (logging.getLogger(f"celery.worker.consumer.{name}") for name in ("consumer", "connection"))
+"""Where Celery says that it lost its server, and that it found it."""
 
 PAUSE_S = 2.0
 STOP_TIMEOUT_S = 2.0
+
+
+class _Connecting(logging.Filter):
+    """Takes what Celery says of its connection, two lines a try, and tells the outage of it."""
+
+    def __init__(self, outage: Outage) -> None:
+        super().__init__()
+        self._outage = outage
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from celery.worker.consumer.consumer import CONNECTION_ERROR, CONNECTION_RETRY
+
+        said = record.args if isinstance(record.args, tuple) else ()
+        if record.name == CONNECTION.name:
+            self._outage.ended()
+        elif record.msg == CONNECTION_ERROR or CONNECTION_RETRY in said:
+            self._outage.began(next((it for it in said if isinstance(it, Exception)), ConnectionError("no answer")))
+        else:
+            return True
+        return False
 
 
 class DoorbellWorker:
@@ -24,6 +48,7 @@ class DoorbellWorker:
         self._node = node
         self._look = look
         self._stopping = threading.Event()
+        self._outage = Outage(log, "the doorbell")
         self._thread = threading.Thread(target=self._work, name="doorbell", daemon=True)
 
     def start(self) -> None:
@@ -41,12 +66,20 @@ class DoorbellWorker:
         self._thread.join(STOP_TIMEOUT_S)
 
     def _work(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._listen()
-            except Exception as error:  # a doorbell is a hint: nothing that happens to it may end the service
-                log.warning("doorbell_broken", reason=str(error))
-            self._stopping.wait(PAUSE_S)
+        connecting = _Connecting(self._outage)
+        CONNECTION.setLevel(logging.INFO)  # whatever is logged: that line ends the outage
+        for logger in (CONSUMER, CONNECTION):
+            logger.addFilter(connecting)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._listen()
+                except Exception as error:  # a doorbell is a hint: nothing that happens to it may end the service
+                    self._outage.began(error)
+                self._stopping.wait(PAUSE_S)
+        finally:
+            for logger in (CONSUMER, CONNECTION):
+                logger.removeFilter(connecting)
 
     def _listen(self) -> None:
         """One worker, until it is told to stop or breaks. It reconnects for ever on its own."""

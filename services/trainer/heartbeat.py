@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
-
-import structlog
 
 from services.trainer.outbox import Contact
 from shared.bus.port import Bus, BusError
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, RunRef, node_key
 from shared.contracts.topics import NODES_HEARTBEATS
+from shared.outage import Outage
 from shared.version import installed_version
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 FAREWELL_TIMEOUT_S = 5.0
 
@@ -39,6 +39,7 @@ class Heartbeat:
         self._runs = runs
         self._every_s = every_s
         self._seq = 0
+        self._outage = Outage(log, "the heartbeat")
         self._due = threading.Event()
         self._ending = False
         self._farewell = True
@@ -85,6 +86,7 @@ class Heartbeat:
         try:
             self._bus.publish(NODES_HEARTBEATS, node_key(self._node, Role.trainer), heartbeat).result()
         except BusError as error:
-            log.warning("heartbeat_not_sent", reason=str(error))
+            self._outage.began(error)
         else:
+            self._outage.ended()
             self._contact.made()

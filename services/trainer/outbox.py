@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
 from shared.backoff import Backoff
 from shared.bus.port import Bus, BusError
 from shared.contracts.jobs import LogLines, Progress, RunMessage
 from shared.contracts.topics import JOBS_EVENTS, JOBS_LOGS
+from shared.outage import Outage
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 MAX_WAITING_LOGS = 400
 """Log batches and progress reports that wait; past that the oldest go. Events always wait."""
@@ -49,6 +49,7 @@ class Outbox:
         self._lines_dropped = 0
         self._closing = False
         self._abandoned = threading.Event()
+        self._outage = Outage(log, f"the outbox of run {name}")
         self._thread = threading.Thread(target=self._deliver, name=f"outbox-{name}", daemon=True)
         self._thread.start()
 
@@ -96,9 +97,10 @@ class Outbox:
             try:
                 self._bus.publish(topic, message.job_id, message).result()
             except BusError as error:
-                log.warning("report_waits", job_id=message.job_id, report=type(message).__name__, reason=str(error))
+                self._outage.began(error)
                 self._abandoned.wait(backoff.next_s())
             else:
+                self._outage.ended()
                 self._contact.made()
                 return True
         return False

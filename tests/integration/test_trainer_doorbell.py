@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +18,16 @@ from tests.waiting import eventually
 def server() -> Iterator[ValkeyServer]:
     with valkey(durable=False) as server:
         yield server
+
+
+class Tries(logging.Filter):
+    """Counts what Celery says of its connection."""
+
+    seen = 0
+
+    def filter(self, _: logging.LogRecord) -> bool:
+        self.seen += 1
+        return True
 
 
 def test_a_ring_makes_the_node_look_also_after_the_server_was_away(server: ValkeyServer) -> None:
@@ -41,3 +52,30 @@ def test_a_ring_makes_the_node_look_also_after_the_server_was_away(server: Valke
     finally:
         worker.stop()
         bell.close()
+
+
+def test_a_server_that_is_away_is_logged_in_a_line_or_two_and_so_is_its_return(
+    server: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    looked = threading.Semaphore(0)
+    tries = Tries()
+    consumer = logging.getLogger("celery.worker.consumer.consumer")
+    consumer.addFilter(tries)
+    worker = DoorbellWorker(server.unix_url, "there", looked.release)
+    bell = CeleryDoorbell(server.unix_url)
+    worker.start()
+    try:
+        bell.ring("there", "j", 1)
+        assert looked.acquire(timeout=20)
+        server.kill()
+        eventually(lambda: tries.seen >= 4, 30)
+        server.start()
+        eventually(lambda: "the doorbell works again" in caplog.messages, 30)
+    finally:
+        worker.stop()
+        bell.close()
+        consumer.removeFilter(tries)
+    said = [line for line in caplog.messages if "doorbell " in line]
+    assert 2 <= len(said) <= 4, said
+    assert not [line for line in caplog.messages if line.startswith("consumer: ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -226,3 +227,31 @@ def test_its_end_is_in_order_where_the_database_takes_nothing_more(
     accepting.outbox._write_down()
     with engine.connect() as sql:
         assert sql.execute(select(submissions.c.published_at)).scalar_one() is not None
+
+
+def test_a_bus_that_is_away_is_logged_once_and_so_is_its_return(
+    engine: Engine, bus: MemoryBus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "RETRY_S", 0.01)
+    pings, ping = list[int](), bus.ping
+
+    def counted() -> None:
+        pings.append(1)
+        ping()
+
+    monkeypatch.setattr(bus, "ping", counted)
+    bus.away = True
+    accepting = Submissions(engine, bus, Settings())
+    command_id = accepting.accept(asked(), cancel("job-1")).command_id
+    caplog.clear()
+    caplog.set_level(logging.INFO, "gateway.outbox")
+    accepting.start()
+    eventually(lambda: len(pings) >= 4)
+    bus.away = False
+    eventually(lambda: accepting.outcome(command_id) == (True, None))
+    accepting.stop()
+    said = [record.getMessage() for record in caplog.records if record.name == "gateway.outbox"]
+    assert [line for line in said if "the outbox" in line] == [
+        "the outbox waits, and is tried again until it works: the bus is away",
+        "the outbox works again",
+    ]

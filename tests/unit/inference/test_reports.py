@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from services.inference.heartbeat import Heartbeat
 from services.inference.reports import StatusReports
 from shared.bus.memory import MemoryBus
+from shared.bus.port import Position
 from shared.contracts.deployments import ReplicaState, ReplicaStatus
-from shared.contracts.message import decode
-from shared.contracts.topics import DEPLOYMENTS_STATUS
+from shared.contracts.message import Message, decode
+from shared.contracts.nodes import Capacity, Role
+from shared.contracts.topics import DEPLOYMENTS_STATUS, Topic
+from shared.node_name import NodeName
+from tests.waiting import eventually
 
 
 def status(seq: int, replica: str = "r1") -> ReplicaStatus:
@@ -56,3 +68,39 @@ async def test_what_is_said_while_another_is_on_its_way_follows_it() -> None:
     reports.say("r1", None)
     await reports.said("r1")
     assert published(bus)[-1] is None
+
+
+class Trying(MemoryBus):
+    """Counts what it is asked to publish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
+        self.tries += 1
+        return super().publish(topic, key, message)
+
+
+async def test_an_absence_is_logged_when_it_begins_and_when_it_ends(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO)
+    bus = Trying()
+    bus.away = True
+    reports = StatusReports(bus, retry_s=0.01)
+    reports.say("r1", status(1))
+    with NodeName(tmp_path, "here", Role.inference) as name:
+        heartbeat = Heartbeat(bus, name, Capacity(cpus=1, memory_bytes=2**30), list, every_s=0.01)
+        beating = asyncio.create_task(heartbeat.run())
+        await asyncio.to_thread(eventually, lambda: bus.tries >= 10)
+        bus.away = False
+        await reports.said("r1")
+        await asyncio.to_thread(eventually, lambda: len(caplog.messages) >= 4)
+        beating.cancel()
+    assert sorted(caplog.messages) == [
+        "the heartbeat waits, and is tried again until it works: the bus is away",
+        "the heartbeat works again",
+        "the status of replicas waits, and is tried again until it works: the bus is away",
+        "the status of replicas works again",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -180,3 +181,28 @@ def test_of_a_burst_every_command_is_read_once(tmp_path: Path, request: pytest.F
     with running(inbox):
         eventually(lambda: not inbox.waiting(), 30)
     assert sorted(read) == list(range(1, len(burst) + 1))
+
+
+def test_a_command_that_fails_again_and_again_is_logged_once_and_so_is_its_success(
+    new_database: NewDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.1)
+    engine = open_database(new_database("registry"))
+    caplog.set_level(logging.INFO)
+    answer, tries = answering(engine), list[str]()
+
+    def handle(command: Command) -> None:
+        tries.append(command.id)
+        if len(tries) < 5:
+            raise StoreUnavailable("away")
+        answer(command)
+
+    inbox = Inbox(engine, handle, lambda: None)
+    inbox.commands(records([alias("m")]))
+    caplog.clear()
+    with running(inbox):
+        eventually(lambda: "the command about default/m works again" in caplog.messages)
+    assert caplog.messages == [
+        "the command about default/m waits, and is tried again until it works: away",
+        "the command about default/m works again",
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from concurrent.futures import Future
 
 import pytest
@@ -17,6 +19,7 @@ from shared.contracts.message import Message
 from shared.contracts.topics import REGISTRY_EVENTS, REGISTRY_STATE, Topic
 from shared.db import open_database
 from tests.databases import NewDatabase
+from tests.waiting import eventually
 
 STATE, ANSWER = REGISTRY_STATE.name, REGISTRY_EVENTS.name
 
@@ -28,9 +31,11 @@ class NotedBus(MemoryBus):
         super().__init__()
         self.published: list[tuple[str, str]] = []
         self.refused: set[str] = set()
+        self.refusals = 0
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
         if key in self.refused:
+            self.refusals += 1
             failed = Future[Position]()
             failed.set_exception(BusUnavailable("away"))
             return failed
@@ -112,3 +117,26 @@ def test_looking_at_the_outbox_waits_for_no_writer(engine: Engine, bus: NotedBus
     with engine.begin() as connection:
         mark_states(connection, ["default/n"])
         assert outbox.age_s() > 0
+
+
+def test_a_bus_that_is_away_is_logged_once_and_so_is_its_return(
+    engine: Engine, bus: NotedBus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.1)
+    outbox = Outbox(engine, bus)
+    finish(engine, "m")
+    bus.refused = {"default/m"}
+    thread = threading.Thread(target=outbox.run)
+    thread.start()
+    try:
+        eventually(lambda: bus.refusals >= 4)
+        bus.refused = set()
+        eventually(lambda: "the outbox works again" in caplog.messages)
+    finally:
+        outbox.stop()
+        thread.join()
+    assert caplog.messages == [
+        "the outbox waits, and is tried again until it works: away",
+        "the outbox works again",
+    ]

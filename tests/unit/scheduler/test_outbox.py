@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 
+from services.scheduler import outbox as module
 from services.scheduler.ledger import Ledger
 from services.scheduler.outbox import Outbox
 from services.scheduler.rules import Limits
@@ -20,6 +23,7 @@ from shared.doorbell.memory import MemoryDoorbell
 from tests.databases import NewDatabase
 from tests.unit.scheduler.clock import FakeClock
 from tests.unit.scheduler.jobs import a_job, dispatch, started
+from tests.waiting import eventually
 
 
 class RecordingBus:
@@ -28,11 +32,13 @@ class RecordingBus:
     def __init__(self) -> None:
         self.took: list[tuple[str, Message | None]] = []
         self.away = False
+        self.refusals = 0
         self.meanwhile: Callable[[], None] = lambda: None
 
     def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
         future: Future[Position] = Future()
         if self.away:
+            self.refusals += 1
             future.set_exception(BusUnavailable("away"))
             return future
         self.took.append((topic.name, message))
@@ -125,3 +131,25 @@ def test_a_failed_decision_writes_nothing(desk: Desk) -> None:
     assert desk.outbox.publish_round() == (0, 0)
     with desk.ledger.decide() as work:
         assert work.jobs(["j1"])["j1"].status == "queued"
+
+
+def test_a_bus_that_is_away_is_logged_once_and_so_is_its_return(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.1)
+    desk.bus.away = True
+    desk.add()
+    thread = threading.Thread(target=desk.outbox.run)
+    thread.start()
+    try:
+        eventually(lambda: desk.bus.refusals >= 4)
+        desk.bus.away = False
+        eventually(lambda: "the outbox works again" in caplog.messages)
+    finally:
+        desk.outbox.stop()
+        thread.join()
+    assert caplog.messages == [
+        "the outbox waits, and is tried again until it works: away",
+        "the outbox works again",
+    ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future
 
+import pytest
+
 from services.trainer import outbox
+from services.trainer.heartbeat import Heartbeat
 from services.trainer.outbox import Contact, Outbox
 from shared.bus.memory import MemoryBus
 from shared.bus.port import Position
 from shared.contracts.jobs import AttemptStopped, LogLines, Progress, RunMessage, Wish
 from shared.contracts.message import Message, decode
+from shared.contracts.nodes import Capacity
 from shared.contracts.topics import JOBS_EVENTS, JOBS_LOGS, Topic
 from tests.waiting import eventually
 
@@ -98,3 +103,52 @@ def test_contact_is_what_the_clock_says() -> None:
     assert contact.silence_s() == 5.0
     contact.made()
     assert contact.silence_s() == 0.0
+
+
+class Trying(MemoryBus):
+    """Counts what it is asked to publish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    def publish(self, topic: Topic, key: str, message: Message | None) -> Future[Position]:
+        self.tries += 1
+        return super().publish(topic, key, message)
+
+
+def test_an_absence_is_logged_when_it_begins_and_when_it_ends(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.1)
+    bus = Trying()
+    bus.away = True
+    durable = threading.Event()
+    box = Outbox(bus, Contact(), "j")
+    box.put(stopped(), durable.set)
+    box.close()
+    eventually(lambda: bus.tries >= 4)
+    bus.away = False
+    assert durable.wait(10)
+    assert caplog.messages == [
+        "the outbox of run j waits, and is tried again until it works: the bus is away",
+        "the outbox of run j works again",
+    ]
+
+
+def test_heartbeats_that_do_not_get_through_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bus = Trying()
+    bus.away = True
+    capacity = Capacity(cpus=1, memory_bytes=2**30)
+    heartbeat = Heartbeat(bus, Contact(), "here", "boot", capacity, list, every_s=0.01)
+    heartbeat.start()
+    eventually(lambda: bus.tries >= 4)
+    bus.away = False
+    eventually(lambda: "the heartbeat works again" in caplog.messages)
+    heartbeat.say_farewell()
+    assert caplog.messages == [
+        "the heartbeat waits, and is tried again until it works: the bus is away",
+        "the heartbeat works again",
+    ]
