@@ -19,7 +19,7 @@ from minio.commonconfig import ENABLED, ComposeSource, CopySource, Filter
 from minio.error import S3Error
 from minio.helpers import check_bucket_name
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from shared.settings import SettingsError
@@ -27,6 +27,7 @@ from shared.store.disk import CHUNK_BYTES, meaning, part_of
 from shared.store.keys import check_key, check_prefix
 from shared.store.port import ObjectInfo, OnBytes, StoreUninitialized
 from shared.store.s3_client import MultipartClient, explained, make_client, make_signer
+from shared.store.s3_http import timed_out
 from shared.store.s3_upload import Upload
 
 RANGE_BYTES = 8 * 2**20
@@ -250,7 +251,7 @@ class S3Store:
 
 
 @retry(
-    retry=retry_if_exception_type(HTTPError),
+    retry=retry_if_exception(lambda error: isinstance(error, HTTPError) and not timed_out(error)),
     stop=stop_after_attempt(3),
     wait=wait_exponential(0.2, max=2),
     reraise=True,

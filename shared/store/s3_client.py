@@ -14,6 +14,7 @@ from minio.datatypes import Part
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from shared.store.port import ObjectNotFound, StoreFull, StoreRefuses, StoreUnavailable
+from shared.store.s3_http import Connections
 
 NOT_THERE = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -24,7 +25,6 @@ NO_ROOM = {
     "XMinioAdminBucketQuotaExceeded",
     "XMinioStorageFull",
 }
-CONNECT_S, READ_S = 5, 120
 
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try again of its own would be a line
 
@@ -47,10 +47,8 @@ class MultipartClient(Minio):  # type: ignore[misc]
 
 
 def make_client(endpoint: str, access_key: str, secret_key: str, *, secure: bool, connections: int) -> MultipartClient:
-    """A client whose silence is bounded: a server that is away is told within seconds."""
-    retries = urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504])
-    timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
-    http = urllib3.PoolManager(timeout=timeout, maxsize=connections, retries=retries)
+    """A client whose silence is bounded: a server that is away or hangs is told within seconds."""
+    http = Connections(connections)
     return MultipartClient(endpoint, access_key or None, secret_key or None, secure=secure, http_client=http)
 
 

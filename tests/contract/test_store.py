@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 import structlog
 
 from shared.settings import Settings, SettingsError
-from shared.store import connect
+from shared.store import connect, s3_http
 from shared.store.local import LocalStore
 from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable, StoreUninitialized
 from shared.store.s3 import S3Store
@@ -398,6 +399,58 @@ def test_a_server_that_knows_no_rule_for_uploads_that_were_cut_off_is_nothing_to
 def test_a_server_that_is_away_is_told_within_seconds() -> None:
     with pytest.raises(StoreUnavailable, match="does not answer"):
         S3Store("127.0.0.1:1", "bucket", "key", "secret").ping()
+
+
+@pytest.fixture
+def frozen(s3: S3Server) -> Iterator[Callable[[], None]]:
+    """Makes the server keep its connections and say nothing, as a host that hangs."""
+    yield lambda: os.kill(s3.pid, signal.SIGSTOP)
+    os.kill(s3.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("ask", ["ping", "put", "get", "stat"])
+def test_a_server_that_hangs_is_told_within_seconds(
+    s3: S3Server, frozen: Callable[[], None], ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_http, "QUIET_S", 0.5)
+    store = made(s3)
+    store.put_bytes("key", b"a")
+    asks = {
+        "ping": store.ping,
+        "put": lambda: store.put_bytes("key", b"b"),
+        "get": lambda: store.get_bytes("key"),
+        "stat": lambda: store.stat("key"),
+    }
+    frozen()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StoreUnavailable, match="does not answer"):
+        pool.submit(asks[ask]).result(30)
+
+
+def test_a_download_that_stalls_breaks_off(
+    s3: S3Server, frozen: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = made(s3)
+    store.put_bytes("key", b"a" * 60 * MB)
+    monkeypatch.setattr(s3_http, "QUIET_S", 0.5)
+    chunks = store.read("key")
+    next(chunks)
+    frozen()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StoreUnavailable, match="does not answer"):
+        pool.submit(list, chunks).result(30)
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "headers", "size_bytes"),
+    [
+        ("POST", "?uploadId=a", {}, 1000),
+        ("PUT", "", {"X-Amz-Copy-Source": "b/k"}, 0),
+        ("PUT", "?partNumber=1&uploadId=a", {}, 64 * MB),
+    ],
+    ids=["complete", "copy", "large part"],
+)
+def test_a_server_has_time_for_what_is_large(method: str, query: str, headers: dict[str, str], size_bytes: int) -> None:
+    assert s3_http.quiet_s(method, f"http://s3/b/k{query}", headers, size_bytes) > 60
+    assert s3_http.quiet_s(method, "http://s3/b/k?uploads=", {}, 0) <= 10
 
 
 def test_two_processes_may_make_the_bucket(s3: S3Server) -> None:
