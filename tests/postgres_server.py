@@ -95,6 +95,22 @@ class PostgresServer:
             psutil.wait_procs(everyone, START_S)  # the next one waits for the memory that these share
             self._process = None
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It keeps its connections and says nothing, as a host that hangs."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        everyone = [server, *server.children()]
+        for process in everyone:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in everyone:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
     def new_database(self, template: str = "template1") -> str:
         """A database of its own, like the template. Its name."""
         self._databases += 1

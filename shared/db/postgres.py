@@ -46,6 +46,7 @@ def open_postgres(url: URL) -> Engine:
     engine = create_engine(
         url, pool_pre_ping=True, hide_parameters=True, pool_timeout=POOL_WAIT_S, connect_args=options
     )
+    event.listen(engine, "do_connect", _open)
     event.listen(engine, "connect", _prepare)
     return engine
 
@@ -63,6 +64,12 @@ def refusal(error: DBAPIError, url: URL) -> SettingsError | None:
     if not (fatal or reason.startswith("permission denied")) or not any(words in reason for words in REFUSALS):
         return None
     return SettingsError(f"LLMOS_DB_URL: the server at {url.host}:{url.port or 5432} refuses: {reason}")
+
+
+def _open(_: object, __: object, args: Any, options: dict[str, Any]) -> Any:
+    from shared.db.silence import LivelyConnection  # its driver is loaded only where it is used
+
+    return LivelyConnection.open(**options)
 
 
 def _prepare(connection: Any, _: object) -> None:

@@ -67,6 +67,18 @@ def test_no_202_is_lost_while_the_database_goes_and_comes(world: GatewayWorld, m
         eventually(lambda: all(here.job(job_id)["version"] for job_id in posting.accepted), 30)
 
 
+def test_requests_while_the_database_hangs_are_told_to_come_again(world: GatewayWorld, mortal: PostgresServer) -> None:
+    """Its host still answers for it, so that every connection looks alive."""
+    with world.gateway() as here:
+        before = here.submit()
+        with mortal.frozen():
+            for _ in range(3):
+                refused = here.http.post("/v1/jobs", json={"type": "probe"}, timeout=40)
+                assert refused.status_code == 503
+                assert refused.headers["Retry-After"]
+        assert here.submit() != before
+
+
 def test_a_gateway_starts_before_its_database_and_works_once_it_is_there(
     world: GatewayWorld, mortal: PostgresServer
 ) -> None:

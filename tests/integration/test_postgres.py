@@ -15,9 +15,9 @@ from sqlalchemy import inspect, text
 import shared
 from services.gateway.keys import Keys
 from services.scheduler.truth import take_over
-from shared.db import AWAY, migrate, newest_version, open_database
+from shared.db import AWAY, DatabaseAway, migrate, newest_version, open_database, ping
 from shared.db.locks import turn
-from shared.db.postgres import SERVER
+from shared.db.postgres import CLIENT, SERVER
 from shared.settings import SettingsError
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, postgres_server
@@ -148,6 +148,28 @@ def test_a_client_that_freezes_in_a_transaction_holds_nobody_up_for_ever(
         assert take_over(other) == 1
         with pytest.raises(AWAY):
             sql.execute(text("SELECT 1"))
+
+
+def test_a_server_that_hangs_is_told_to_who_waits_and_works_again_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(CLIENT, "connect_timeout", 2)
+    with postgres_server() as server, ThreadPoolExecutor(2) as pool:
+        engine = open_database(server.url(server.new_database()))
+        ping(engine)
+        with engine.connect() as sql, server.frozen():
+            waiting = pool.submit(sql.execute, text("SELECT 1"))
+            with pytest.raises(AWAY, match="hangs"):
+                waiting.result(30)
+            with pytest.raises(DatabaseAway):
+                pool.submit(ping, engine).result(30)
+        ping(engine)
+
+
+def test_a_statement_that_takes_long_is_no_server_that_hangs(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.db.silence.SILENCE_S", 0.1)
+    with open_database(empty).connect() as sql:
+        assert sql.execute(text("SELECT 1 FROM pg_sleep(1)")).scalar_one() == 1
 
 
 def test_connections_that_a_restart_took_are_made_anew() -> None:
