@@ -26,7 +26,6 @@ from shared.contracts.topics import ATTEMPTS_DESIRED
 from shared.node_name import NodeName, NodeTaken
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError, die, load_settings
-from shared.starting import Watch
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore
 from shared.telemetry import setup_telemetry
@@ -61,18 +60,17 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
         agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
-        shared.bus.need(bus, settings).wait(_pause)
-        refusals: list[SettingsError | NodeTaken] = []
+        for server in (shared.bus.need(bus, settings), shared.store.need(store, settings)):
+            server.wait(_pause)  # before any job is taken, which only who has both can run
+        taken: list[NodeTaken] = []
 
-        def refused(error: SettingsError | NodeTaken) -> None:
-            refusals.append(error)
+        def refused(error: NodeTaken) -> None:
+            taken.append(error)
             agent.shut_down()
 
         name.claim(bus, settings.heartbeat_s, settings.heartbeat_timeout_s, on_taken=refused)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.shut_down())
-        servers = Watch([shared.store.need(store, settings)], refused)
-        servers.start()
         heartbeat.start()
         following = bus.follow(ATTEMPTS_DESIRED, agent.on_desired, agent.caught_up)
         doorbell = listen(settings, agent)
@@ -82,14 +80,13 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         if doorbell:
             doorbell.stop()
         following.close()
-        if any(isinstance(error, NodeTaken) for error in refusals):
+        if taken:
             heartbeat.fall_silent()
         else:
             heartbeat.say_farewell()
-        servers.stop()
         bus.close()
-    if refusals:
-        raise refusals[0]
+    if taken:
+        raise taken[0]
 
 
 def assemble(

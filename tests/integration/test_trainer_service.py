@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from shared.bus.port import Record
 from shared.bus.valkey import ValkeyBus
 from shared.contracts.jobs import (
@@ -25,6 +27,7 @@ from shared.contracts.message import Message
 from shared.contracts.nodes import NodeHeartbeat
 from shared.contracts.topics import ATTEMPTS_DESIRED, JOBS_EVENTS, NODES_HEARTBEATS
 from shared.doorbell.celery import CeleryDoorbell
+from tests.s3_server import s3_server
 from tests.servers import valkey
 from tests.waiting import eventually
 
@@ -85,4 +88,25 @@ def test_the_service_runs_an_attempt_though_both_servers_are_killed_meanwhile(tm
         process.terminate()
         assert process.wait(timeout=60) == 0
         bell.close()
+        bus.close()
+
+
+def test_a_trainer_that_its_store_refuses_was_never_a_node_and_took_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path / "s3") as s3, valkey(durable=True) as kept:
+        bus = ValkeyBus(kept.bus_url, "test")
+        place = [Place(node="here")]
+        spec = JobSpec(type="probe", output="thing")
+        wish = DesiredAttempt(job_id="j", attempt=1, version=1, spec=spec, places=place, wish=Wish.run)
+        bus.publish(ATTEMPTS_DESIRED, "j", wish).result(10)
+        monkeypatch.setenv("LLMOS_STORE_URL", f"s3://{s3.endpoint}/llmos")
+        monkeypatch.setenv("LLMOS_S3_ACCESS_KEY", s3.access_key)
+        monkeypatch.setenv("LLMOS_S3_SECRET_KEY", "guess")
+        with trainer(tmp_path, kept.bus_url, "memory://") as process:
+            assert process.wait(timeout=60) == 2
+        nodes, read = Ear(), threading.Event()
+        bus.follow(NODES_HEARTBEATS, nodes.one, read.set)
+        assert read.wait(20)
+        assert nodes.kinds() == []
         bus.close()
