@@ -11,7 +11,7 @@ import httpx
 
 from llmos import calls
 from llmos.calls import ENDED, Call, Json
-from llmos.connection import AGAIN_S, RETRIES, TIMEOUT, Connection, result_of
+from llmos.connection import AGAIN_S, RETRIES, TIMEOUT, Connection, missing_of, result_of
 from llmos.errors import error_of
 from llmos.files import sink
 from llmos.patience import AsyncPatientTransport
@@ -94,6 +94,13 @@ class AsyncLLMOS:
         except httpx.TransportError as error:
             raise self.connection.broken(error) from error
         return result_of(answer)
+
+    async def missing(self) -> dict[str, str]:
+        """What the gateway lacks just now, by name, each with its reason; nothing when it is ready."""
+        try:
+            return missing_of(await self._http.get("/readyz"))
+        except httpx.TransportError as error:
+            raise self.connection.broken(error) from error
 
     def follow_job(self, job_id: str) -> AsyncIterator[Json]:
         """The job's events as they come, to the last; a broken connection goes on where it was."""

@@ -74,6 +74,16 @@ def result_of(answer: httpx.Response) -> Json:
     return result
 
 
+def missing_of(answer: httpx.Response) -> dict[str, str]:
+    """What an answer of /readyz names as missing, each with its reason. Raises LLMOSError."""
+    if answer.status_code not in (200, 503):
+        raise error_of(answer)
+    try:
+        return dict(answer.json()["missing"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LLMOSError(f"what answers at {answer.url} does not say what it lacks: it is no LLM OS gateway") from error
+
+
 def _key_in(file: Path) -> str:
     try:
         key = file.read_text().strip()

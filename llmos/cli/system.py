@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -21,20 +22,22 @@ def register(app: typer.Typer) -> None:
 
 
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """What runs: jobs, deployments, nodes."""
+    """What runs: jobs, deployments, nodes; and what is missing."""
     session = session_of(context)
     with session.client() as client:
+        missing = client.missing()
+        if not as_json:  # at once: it may be the reason why the rest is not answered
+            _head(client.connection.url, missing)
         value = {
             "url": client.connection.url,
             "home": str(session.home),
+            "missing": missing,
             "jobs": client.list_jobs(limit=10)["data"],
             "deployments": client.list_deployments()["data"],
             "nodes": client.list_nodes()["data"],
         }
 
     def person() -> None:
-        say(f"LLM OS at {value['url']}", style="bold")
-        say()
         rows = [(job["id"], job["type"], coloured(job["status"]), reason_of(job)) for job in value["jobs"]]
         table(("JOB", "TYPE", "STATUS", ""), rows, "no jobs yet: `llmos jobs submit probe`")
         say()
@@ -44,6 +47,13 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         _node_table(value["nodes"])
 
     show(value, as_json, person)
+
+
+def _head(url: str, missing: Mapping[str, str]) -> None:
+    say(f"LLM OS at {url}", style="bold")
+    for name, reason in missing.items():
+        say(f"missing: {name}: {reason}", style="red")
+    say()
 
 
 def nodes(context: typer.Context, as_json: AsJson = False) -> None:

@@ -20,6 +20,7 @@ from shared.contracts.deployments import ReplicaState, ReplicaStatus
 from shared.contracts.jobs import Failure, FailureReason, JobStatus, LogLines, Progress
 from shared.contracts.nodes import Capacity, NodeHeartbeat, Role, node_key
 from shared.contracts.topics import DEPLOYMENTS_STATUS, JOBS_LOGS, NODES_HEARTBEATS
+from shared.readiness import NotReady
 from tests.ground import Ground
 from tests.integration.gateway_world import KEY, GatewayWorld, Running
 from tests.waiting import eventually
@@ -176,6 +177,18 @@ def test_a_file_comes_back_as_it_went(llmos: Llmos, tmp_path: Path) -> None:
     gone = llmos("files", "get", file_id)
     assert gone.code == 3
     assert "Error code" not in gone.err
+
+
+def test_status_says_what_is_missing_and_why(here: Running, llmos: Llmos, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "missing" not in llmos("status").out
+    assert llmos("status", "--json").json["missing"] == {}
+
+    def bus() -> None:
+        raise NotReady("no Kafka broker answers at kafka:9092")
+
+    monkeypatch.setattr(here.app.state.readiness, "_checks", {"bus": bus})
+    assert "missing: bus: no Kafka broker answers at kafka:9092\n" in llmos("status").out
+    assert llmos("status", "--json").json["missing"] == {"bus": "no Kafka broker answers at kafka:9092"}
 
 
 def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
