@@ -33,6 +33,11 @@ class Outage:
                 exc_info=error if exc_info else None,
             )
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it failed when it was last tried."""
+        return bool(self._told)
+
     def ended(self) -> None:
         with self._lock:
             lasted, self._told = bool(self._told), set()

@@ -69,6 +69,10 @@ class MemoryReplies:
         self._address = ""
         self._stream: _Stream | None = None
 
+    @property
+    def away(self) -> bool:
+        return self._hub.away
+
     async def open(self) -> str:
         self._check()
         await self.close()

@@ -33,4 +33,8 @@ class Replies(Protocol):
     async def send(self, to: str, frames: Sequence[Frame]) -> None:
         """All in one step. Raises GatewayGone where the address is not there, RepliesUnavailable on silence."""
 
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was last asked. What is on its way may come yet, once it does."""
+
     async def close(self) -> None: ...

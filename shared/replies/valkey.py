@@ -64,6 +64,10 @@ class ValkeyReplies:
         if entry_id is None:
             raise GatewayGone(f"nobody reads replies at {to}")
 
+    @property
+    def away(self) -> bool:
+        return self._stream is not None and self._stream.away
+
     async def close(self) -> None:
         await self._drop()
         await self._server.aclose()
@@ -87,6 +91,10 @@ class _Stream:
         self._trim = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._outage = Outage(log, "replies")
+
+    @property
+    def away(self) -> bool:
+        return self._outage.lasts
 
     @classmethod
     async def make(cls, url: str) -> _Stream:
@@ -130,6 +138,7 @@ class _Stream:
             self._lost = self._lost or not await server.exists(self.address)
         except (redis.RedisError, OSError) as error:
             self._outage.began(error)
+            self._trim.set()  # who renews finds out when it is over
             await asyncio.sleep(READ_AGAIN_S)
         if self._lost and not self._closed:
             raise RepliesLost("the stream of replies is gone: the server was flushed, restarted or away too long")

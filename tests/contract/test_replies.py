@@ -12,7 +12,7 @@ from shared.contracts.inference import Frame, FrameKind
 from shared.replies.port import GatewayGone, Replies, RepliesLost, RepliesUnavailable
 from shared.settings import SettingsError
 from tests.contract.reply_worlds import MORTAL_REPLIES, REPLIES, RepliesWorld
-from tests.waiting import eventually
+from tests.waiting import aeventually, eventually
 
 
 def frame(seq: int, data: bytes = b"token") -> Frame:
@@ -165,7 +165,9 @@ async def test_a_killed_server_loses_the_replies_and_a_new_stream_can_be_opened(
     assert server is not None
     address = await gateway.open()
     waiting = asyncio.create_task(take(gateway.frames(), 1))
+    assert not gateway.away
     await asyncio.to_thread(server.kill)
+    await aeventually(lambda: gateway.away)
     with pytest.raises(RepliesUnavailable):
         await replica.send(address, [frame(0)])
     other = mortal_world.connect()
@@ -176,6 +178,7 @@ async def test_a_killed_server_loses_the_replies_and_a_new_stream_can_be_opened(
         await waiting
     await replica.send(await gateway.open(), [frame(1)])
     assert await take(gateway.frames(), 1) == [frame(1)]
+    assert not gateway.away
     for end in (gateway, replica, other):
         await end.close()
 

@@ -515,6 +515,22 @@ async def test_replies_away_are_a_503_until_they_are_back(world: World, queues: 
 
 
 @in_memory
+async def test_no_replica_is_asked_while_its_answer_has_no_way_back(world: World, queues: MemoryQueues) -> None:
+    """The stream may still be there when the server is back: what is on its way waits for that, what comes does not."""
+    replica = await world.replica("r1", stay_alive)
+    asking = asyncio.create_task(ask(world))
+    await aeventually(lambda: replica.asked)
+    queues.hub.away = True
+    answer = await ask(world)
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "queue_unavailable")
+    assert len(replica.asked) == 1
+    assert not asking.done()
+    queues.hub.away = False
+    await replica.answer(replica.asked[0], WHOLE)
+    assert (await asking).content == WHOLE
+
+
+@in_memory
 async def test_requests_away_are_a_503(world: World, queues: MemoryQueues) -> None:
     await world.replica("r1", answer_whole)
     queues.inboxes.away = True

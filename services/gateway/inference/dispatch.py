@@ -123,7 +123,7 @@ class Dispatcher:
         self, reply: Reply, replica: Replica, number: int, call: Call, ref: str, traceparent: str | None
     ) -> None:
         address = self._pump.address
-        if address is None:
+        if address is None or self._pump.away:
             raise QueueUnavailable("The queue that carries answers is away now; try again", retry_after_s=1)
         now = asyncio.get_running_loop().time()
         reply.begin(Attempt(replica, number, replica.status.boot_id, sent_at=now))

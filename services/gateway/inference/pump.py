@@ -28,6 +28,11 @@ class Pump:
         self._pending = pending
         self._replicas = replicas
 
+    @property
+    def away(self) -> bool:
+        """Whether an answer would have no way back now."""
+        return self.address is None or self._replies.away
+
     async def run(self) -> None:
         """Read until cancelled. A lost stream ends the open replies, and a new one is opened."""
         complained = False

@@ -66,7 +66,7 @@ class InferenceGateway:
         """None when requests can be routed, else what is missing."""
         if self._behind:
             return f"routing has not caught up with {', '.join(sorted(self._behind))}"
-        if self._pump.address is None:
+        if self._pump.away:
             return "the queue that carries answers is away"
         return None
 
