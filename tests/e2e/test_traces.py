@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 
-TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+CLIENT_SPAN = "00f067aa0ba902b7"
 FAILS_ONCE = {"steps": 4, "checkpoint_every": 2, "fail_at_step": 3, "fail_attempts": 1, "fail_with": "crash"}
 
 
@@ -85,6 +86,7 @@ def test_a_job_is_one_trace_from_its_post_through_a_retry_to_its_end(client: LLM
 def test_a_chat_request_is_one_trace_through_the_replica_and_back(
     client: LLMOS, collector: Collector, tmp_path: Path
 ) -> None:
+    trace = uuid4().hex
     make_tiny_llama(tmp_path / "tiny")
     job = client.submit_job("import", params={"source": str(tmp_path / "tiny")}, output="tiny")
     assert client.wait_job(job["id"])["status"] == "succeeded"
@@ -93,12 +95,12 @@ def test_a_chat_request_is_one_trace_through_the_replica_and_back(
     answer = httpx.post(
         f"{client.connection.url}/v1/chat/completions",
         json={"model": "echoes", "messages": [{"role": "user", "content": "hello"}]},
-        headers={**client.connection.headers, "traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},
+        headers={**client.connection.headers, "traceparent": f"00-{trace}-{CLIENT_SPAN}-01"},
         timeout=30,
     )
     assert answer.status_code == 200
-    eventually(lambda: len(collector.trace(TRACE)) == 4, 20, "both have sent")
-    spans = collector.trace(TRACE)
+    eventually(lambda: len(collector.trace(trace)) == 4, 20, "both have sent")
+    spans = collector.trace(trace)
     post = root_of(spans, CLIENT_SPAN)
     (answered,) = find(spans, "gateway", "answer", request_id=answer.headers["x-request-id"])
     (asked,) = find(spans, "gateway", "until the first frame")
