@@ -21,6 +21,7 @@ from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
 from shared.kafka.address import Address
+from shared.kafka.trouble import NoAnswer
 
 log = logging.getLogger("llmos.kafka")
 
@@ -152,8 +153,8 @@ def _client(kind: Callable[..., Any], url: str, client_id: str, **options: Any) 
         if isinstance(refusal, SaslAuthenticationFailedError):
             _, _, why = str(refusal).rpartition(f"{SaslAuthenticationFailedError.__name__}: ")
             raise Refused(f"{address} refuses: {why}") from error
-        if refusal is not None:
-            raise KafkaTimeoutError(f"{address} cannot be reached: {refusal}") from error
+        if isinstance(error, KafkaTimeoutError):
+            raise NoAnswer(address, refusal) from error
         raise
 
 

@@ -152,7 +152,7 @@ class S3Store:
 
     def prepare(self) -> Sequence[str]:
         made = []
-        with explained(f"bucket {self._bucket!r}"):
+        with explained(self._endpoint, f"bucket {self._bucket!r}"):
             if self._make_bucket():
                 made.append(f"bucket {self._bucket}")
             if self._sweep_what_killed_uploads_left():
@@ -172,7 +172,7 @@ class S3Store:
     @contextmanager
     def _upload(self, key: str, size_bytes: int = 0, on_bytes: OnBytes | None = None) -> Iterator[Upload]:
         with self._on(key) as client:
-            upload = Upload(client, self._threads(), self._bucket, key, size_bytes, on_bytes)
+            upload = Upload(client, self._threads(), self._endpoint, self._bucket, key, size_bytes, on_bytes)
         try:
             yield upload
             upload.finish()
@@ -211,7 +211,7 @@ class S3Store:
     @contextmanager
     def _asking(self, what: str) -> Iterator[MultipartClient]:
         """The client, once the bucket is there; its errors become the port's."""
-        with explained(what):
+        with explained(self._endpoint, what):
             if not self._ready:
                 self._find_bucket()
                 self._ready = True

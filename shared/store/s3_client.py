@@ -15,6 +15,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 
 from shared.store.port import ObjectNotFound, StoreFull, StoreRefuses, StoreUnavailable
 from shared.store.s3_http import Connections
+from shared.store.s3_silence import silence
 
 NOT_THERE = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -62,7 +63,7 @@ def make_signer(public_url: str, access_key: str, secret_key: str) -> Minio:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(endpoint: str, what: str) -> Iterator[None]:
     """The port's errors for those of the client."""
     try:
         yield
@@ -79,4 +80,4 @@ def explained(what: str) -> Iterator[None]:
             f"the S3 store does not serve {what}: {error}"
         ) from error
     except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise StoreUnavailable(f"the S3 store does not answer about {what}: {error}") from error
+        raise StoreUnavailable(silence(endpoint, what, error)) from error

@@ -31,6 +31,7 @@ class Upload(io.RawIOBase):
         self,
         client: MultipartClient,
         threads: ThreadPoolExecutor,
+        endpoint: str,
         bucket: str,
         key: str,
         size_bytes: int = 0,
@@ -38,6 +39,7 @@ class Upload(io.RawIOBase):
     ) -> None:
         self._client = client
         self._threads = threads
+        self._endpoint = endpoint
         self._bucket = bucket
         self._key = key
         self._least = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
@@ -68,7 +70,7 @@ class Upload(io.RawIOBase):
     def finish(self) -> None:
         """Send the rest and make the object appear."""
         rest = bytes(self._buffer)
-        with explained(self._what):
+        with explained(self._endpoint, self._what):
             if not self._upload_id:
                 self._client.put_object(self._bucket, self._key, io.BytesIO(rest), len(rest))
                 self._tell(len(rest))
@@ -86,13 +88,13 @@ class Upload(io.RawIOBase):
         if not self._upload_id:
             return
         try:
-            with explained(self._what):
+            with explained(self._endpoint, self._what):
                 self._client.abort(self._bucket, self._key, self._upload_id)
         except StoreError as error:
             log.warning("upload_left_incomplete", key=self._key, error=str(error))
 
     def _send(self, data: bytes) -> None:
-        with explained(self._what):
+        with explained(self._endpoint, self._what):
             if not self._upload_id:
                 self._upload_id = self._client.begin(self._bucket, self._key)
             if len(self._coming) == WINDOW:

@@ -17,6 +17,7 @@ from shared.bus.port import BusRefuses, BusUnavailable, BusUninitialized
 from shared.contracts.topics import Topic
 from shared.kafka.clients import Refused, admin
 from shared.kafka.topics import cleanup_of, existing
+from shared.kafka.trouble import trouble
 
 T = TypeVar("T")
 
@@ -68,16 +69,19 @@ class Cluster:
     def _ask(self, question: Callable[[KafkaAdminClient], T]) -> T:
         with self._lock:
             if self._away and time.monotonic() < self._away[0]:
-                raise _no_answer(self._away[1])
+                raise self._no_answer(self._away[1])
             try:
                 self._client = self._client or admin(self._url, self._client_id)
                 answer = question(self._client)
             except (KafkaError, OSError, RuntimeError) as error:
                 self._drop()
                 self._away = time.monotonic() + AWAY_S, error
-                raise _no_answer(error) from error
+                raise self._no_answer(error) from error
             self._away = None
             return answer
+
+    def _no_answer(self, error: Exception) -> BusUnavailable:
+        return BusRefuses(str(error)) if isinstance(error, Refused) else BusUnavailable(trouble(self._url, error))
 
     def _drop(self) -> None:
         client, self._client = self._client, None
@@ -98,10 +102,6 @@ class Cluster:
                 _check_cleanup(topic, found_cleanup[topic.name])
                 self._checked[topic.name] = ids[topic.name]
         return ids
-
-
-def _no_answer(error: Exception) -> BusUnavailable:
-    return BusRefuses(str(error)) if isinstance(error, Refused) else BusUnavailable(f"the bus does not answer: {error}")
 
 
 def _check_cleanup(topic: Topic, found: set[str]) -> None:

@@ -12,6 +12,7 @@ from shared.contracts.topics import TOPICS, Topic
 from shared.kafka.address import Address
 from shared.kafka.clients import Refused
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, make_topics
+from shared.kafka.trouble import trouble
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 """Far more than a message may have: larger bodies go by claim check."""
@@ -32,7 +33,9 @@ def create_topics(url: str, topics: Sequence[Topic] = TOPICS) -> Made:
     except Refused as error:
         raise BusRefuses(str(error)) from error
     except KafkaError as error:
-        raise BusUnavailable(f"the topics could not be made on kafka://{Address.parse(url)}: {error}") from error
+        raise BusUnavailable(
+            f"the topics could not be made on kafka://{Address.parse(url)}: {trouble(url, error)}"
+        ) from error
 
 
 def group_id(topic: Topic, group: str) -> str:

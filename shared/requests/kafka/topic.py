@@ -9,6 +9,7 @@ from kafka.errors import KafkaError
 from shared.kafka.address import Address
 from shared.kafka.clients import Refused, admin
 from shared.kafka.topics import Made, TopicSpec, WrongTopics, check, existing, make_topics
+from shared.kafka.trouble import trouble
 from shared.requests.port import RequestsUnavailable, RequestsUninitialized
 from shared.settings import SettingsError
 
@@ -39,8 +40,9 @@ def create_topic(url: str) -> Made:
     except Refused as error:
         raise SettingsError(f"LLMOS_REQUESTS_URL: {error}") from None
     except (WrongTopics, KafkaError) as error:
+        why = str(error) if isinstance(error, WrongTopics) else trouble(url, error)
         raise RequestsUnavailable(
-            f"the topic of requests could not be made on kafka://{Address.parse(url)}: {error}"
+            f"the topic of requests could not be made on kafka://{Address.parse(url)}: {why}"
         ) from error
 
 
@@ -54,7 +56,7 @@ def check_topic(url: str) -> None:
     except (Refused, WrongTopics) as error:
         raise SettingsError(f"LLMOS_REQUESTS_URL: {error}") from None
     except KafkaError as error:
-        raise RequestsUnavailable(f"Kafka does not answer: {error}") from error
+        raise RequestsUnavailable(trouble(url, error)) from error
 
 
 def partition_of(replica: str) -> int:
