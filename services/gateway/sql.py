@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, select
+from sqlalchemy import ColumnElement, Connection, Engine, Executable, Table, select
 
 from shared.db import insert_into, reading
 
-__all__ = ["insert_new", "lock", "reading", "upsert", "writing"]
+__all__ = ["insert_new", "lock", "reading", "upsert", "upsert_all", "writing"]
 
 _turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 _turns_lock = threading.Lock()
@@ -56,13 +56,33 @@ def upsert(
 
     What `keep` names stays as it was in a row that is there already.
     """
+    return bool(sql.execute(_upsert(sql, table, row, when, keep), row).rowcount)
+
+
+def upsert_all(
+    sql: Connection,
+    table: Table,
+    rows: Sequence[dict[str, Any]],
+    when: Callable[[Any], ColumnElement[bool]] | None = None,
+) -> None:
+    """`upsert` of many rows that have the same columns, as one statement."""
+    if rows:
+        sql.execute(_upsert(sql, table, rows[0], when), list(rows))
+
+
+def _upsert(
+    sql: Connection,
+    table: Table,
+    columns: Collection[str],
+    when: Callable[[Any], ColumnElement[bool]] | None,
+    keep: Collection[str] = (),
+) -> Executable:
     keys = [column.name for column in table.primary_key]
-    insert = insert_into(sql, table).values(row)
-    changes = {name: insert.excluded[name] for name in row if name not in (*keys, *keep)}
-    statement = insert.on_conflict_do_update(
-        index_elements=keys, set_=changes, where=when(insert.excluded) if when else None
-    )
-    return bool(sql.execute(statement).rowcount)
+    insert = insert_into(sql, table)
+    changes = {name: insert.excluded[name] for name in columns if name not in (*keys, *keep)}
+    where = when(insert.excluded) if when else None
+    statement: Executable = insert.on_conflict_do_update(index_elements=keys, set_=changes, where=where)
+    return statement
 
 
 def insert_new(sql: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:

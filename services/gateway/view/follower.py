@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +20,8 @@ from shared.contracts.topics import Topic
 log = get_logger("gateway.view")
 
 AT_ONCE = 500
+MOST_WAITING = 10 * AT_ONCE
+"""Records kept in memory while SQL is slower than the bus: past that, the bus waits."""
 PAUSE_S = 1.0
 
 Save = Callable[[Connection, Sequence[Record]], None]
@@ -35,6 +38,8 @@ class Reading:
     def __init__(self, began_at: datetime, base: TableBookmark | None = None) -> None:
         self.seen: set[str] = set()
         self.all_shown = False
+        self.given_up = False
+        """Another one takes its place."""
         self._began_at = began_at
         self._base = base
         self._swept = False
@@ -113,7 +118,7 @@ class Follower:
     def stop(self) -> None:
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join()
         if self._subscription:
@@ -129,6 +134,7 @@ class Follower:
 
     def _on(self, reading: Reading, record: Record) -> None:
         with self._changed:
+            self._changed.wait_for(lambda: self._stopping or reading.given_up or len(self._fresh) < MOST_WAITING)
             if record.key != BOOKMARK:
                 self._fresh.pop(record.key, None)
                 self._fresh[record.key] = record
@@ -136,12 +142,12 @@ class Follower:
             elif isinstance(record.message, TableBookmark):
                 self._bookmark = record.message
                 reading.saw_bookmark(record.message)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _shown(self, reading: Reading) -> None:
         with self._changed:
             reading.showed_all()
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -149,7 +155,8 @@ class Follower:
                 self._changed.wait_for(lambda: self._stopping or self._fresh or self._next())
                 if self._stopping:
                     return
-                batch = [self._fresh.pop(key) for key in list(self._fresh)[:AT_ONCE]]
+                batch = [self._fresh.pop(key) for key in list(islice(self._fresh, AT_ONCE))]
+                self._changed.notify_all()
                 step = self._next()
             if batch:
                 self._write(batch)
@@ -175,6 +182,9 @@ class Follower:
     def _read_again(self, base: TableBookmark) -> None:
         assert self._bus
         if self._subscription:
+            with self._changed:
+                self._reading.given_up = True
+                self._changed.notify_all()
             self._subscription.close()
             self._subscription = None
         try:

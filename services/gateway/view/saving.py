@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, and_, delete, or_, select, update
 
-from services.gateway.sql import insert_new, lock, upsert
+from services.gateway.sql import insert_new, lock, upsert, upsert_all
 from services.gateway.tables import (
     artifact_aliases,
     artifact_parents,
@@ -30,8 +30,7 @@ def save_jobs(sql: Connection, records: Sequence[Record]) -> None:
     for record in records:
         if record.message is None:
             forget_job(sql, record.key)
-        elif isinstance(record.message, JobState):
-            save_job(sql, record.message)
+    _save_states(sql, [record.message for record in records if isinstance(record.message, JobState)])
     seen = [record.key for record in records if record.message is not None]
     through = and_(submissions.c.subject.in_(seen), submissions.c.until == "seen", submissions.c.done_at.is_(None))
     lock(sql, submissions, through)
@@ -40,8 +39,22 @@ def save_jobs(sql: Connection, records: Sequence[Record]) -> None:
 
 def save_job(sql: Connection, state: JobState) -> None:
     """Insert the job, or replace it where this version is newer."""
+    _save_states(sql, [state])
+
+
+def _save_states(sql: Connection, states: Sequence[JobState]) -> None:
+    upsert_all(sql, jobs, [_row(state) for state in states], lambda new: jobs.c.version < new.version)
+    labels = [
+        {"job_id": state.job_id, "label": label, "value": value}
+        for state in states
+        for label, value in state.spec.labels.items()
+    ]
+    insert_new(sql, job_labels, labels)
+
+
+def _row(state: JobState) -> dict[str, Any]:
     current = state.attempts[-1] if state.attempts else None
-    row = {
+    return {
         "job_id": state.job_id,
         "tenant": state.tenant,
         "version": state.version,
@@ -53,9 +66,6 @@ def save_job(sql: Connection, state: JobState) -> None:
         "placeable": state.placeable,
         "state": state.model_dump(mode="json"),
     }
-    upsert(sql, jobs, row, lambda new: jobs.c.version < new.version)
-    labels = state.spec.labels.items()
-    insert_new(sql, job_labels, [{"job_id": state.job_id, "label": key, "value": value} for key, value in labels])
 
 
 def forget_job(sql: Connection, job_id: str) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from services.gateway.sql import writing
 from services.gateway.tables import jobs
 from services.gateway.view import saving
-from services.gateway.view.follower import Follower
+from services.gateway.view.follower import AT_ONCE, MOST_WAITING, Follower
 from shared.bus.memory import MemoryBus, MemoryServer
 from shared.bus.port import Record
 from shared.contracts.bookmarks import BOOKMARK, TableBookmark
@@ -200,3 +201,26 @@ def test_a_bookmark_that_is_older_than_a_row_says_nothing_of_it(world: World) ->
     with world.follower():
         world.bookmark(-60, 11)
         assert world.known_by_now() == {ONE, OTHER}
+
+
+def test_the_bus_waits_while_sql_is_slower_so_that_memory_is_bounded(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    many = [f"job-{number}" for number in range(MOST_WAITING + 2 * AT_ONCE)]
+    may_write, most = threading.Event(), 0
+
+    def save(sql: Connection, records: Sequence[Record]) -> None:
+        nonlocal most
+        most = max(most, follower.waiting)
+        may_write.wait(20)
+        saving.save_jobs(sql, records)
+
+    follower = Follower(world.engine, JOBS_STATE, save, saving.sweep_jobs, lambda _: None)
+    bus = MemoryBus(world.server)
+    follower.start(bus)
+    world.publish(*many)
+    eventually(lambda: follower.waiting == MOST_WAITING)
+    may_write.set()
+    eventually(lambda: world.known() == set(many), 30)
+    assert most <= MOST_WAITING
+    follower.stop()
+    bus.close()
