@@ -17,8 +17,9 @@ import psutil
 from llmos.client import LLMOS
 from tests.e2e.backing_servers import SERVERS, BackingServers
 from tests.e2e.compose_file import ROOT, ComposeFile
-from tests.e2e.system import System, clean_environment
+from tests.e2e.system import System
 from tests.ports import free_ports_in_a_row
+from tests.service_process import clean_environment
 from tests.waiting import eventually
 
 KEY = "sk-llmos-cluster"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from llmos.client import LLMOS
+from tests.service_process import clean_environment
 
 # Quicker than the defaults, so that faults are seen in seconds.
 QUICK = {"LLMOS_HEARTBEAT_S": "1", "LLMOS_HEARTBEAT_TIMEOUT_S": "8", "LLMOS_BACKOFF_S": "0.2"}
@@ -85,8 +85,3 @@ class System(ABC):
         """The ends of all logs, for a failed test."""
         files = sorted(self.logs.glob("*.log"))
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
-
-
-def clean_environment() -> dict[str, str]:
-    """The tests' own, without any setting."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}

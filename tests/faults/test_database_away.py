@@ -18,9 +18,9 @@ from tests.faults.posting import Posting
 from tests.integration.gateway_world import GatewayWorld
 from tests.integration.registry_world import Client, start_registry
 from tests.integration.scheduler_world import World
-from tests.integration.test_scheduler_process import start
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.servers import ValkeyServer, valkey
+from tests.service_process import start
 from tests.waiting import eventually
 
 
@@ -143,15 +143,6 @@ def jobs(tmp_path: Path, server: ValkeyServer) -> Iterator[World]:
     world.close()
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 def test_a_scheduler_goes_on_by_itself_when_its_database_is_back(
     jobs: World,
     server: ValkeyServer,
@@ -162,7 +153,7 @@ def test_a_scheduler_goes_on_by_itself_when_its_database_is_back(
 ) -> None:
     log = tmp_path / "log"
     mortal.stop()
-    processes.append(start(tmp_path, server.bus_url, log, LLMOS_DB_URL=db_url))
+    processes.append(start("scheduler", tmp_path, server.bus_url, log, LLMOS_DB_URL=db_url))
     eventually(lambda: "waits for the database" in log.read_text(), 30)
     mortal.start()
     eventually(lambda: "leads in epoch 1" in log.read_text(), 30)
@@ -193,7 +184,7 @@ def test_jobs_succeed_once_though_one_leader_after_the_other_is_killed(
 
     def stand() -> None:
         logs.append(tmp_path / f"log-{len(logs)}")
-        processes.append(start(tmp_path, server.bus_url, logs[-1], LLMOS_DB_URL=db_url))
+        processes.append(start("scheduler", tmp_path, server.bus_url, logs[-1], LLMOS_DB_URL=db_url))
 
     def leader() -> int | None:
         alive = [number for number, process in enumerate(processes) if process.poll() is None]
@@ -223,9 +214,9 @@ def test_a_leader_that_freezes_is_followed_and_stands_by_when_it_goes_on(
     logs = [tmp_path / "first", tmp_path / "second"]
     registry = jobs.registry()
     jobs.trainer(slots=4, finish=True)
-    processes.append(start(tmp_path, server.bus_url, logs[0], LLMOS_DB_URL=db_url))
+    processes.append(start("scheduler", tmp_path, server.bus_url, logs[0], LLMOS_DB_URL=db_url))
     eventually(lambda: "leads in epoch 1" in logs[0].read_text(), 30)
-    processes.append(start(tmp_path, server.bus_url, logs[1], LLMOS_DB_URL=db_url))
+    processes.append(start("scheduler", tmp_path, server.bus_url, logs[1], LLMOS_DB_URL=db_url))
     eventually(lambda: "stands by" in logs[1].read_text(), 30)
     processes[0].send_signal(signal.SIGSTOP)
     eventually(lambda: "leads in epoch 2" in logs[1].read_text(), 60)

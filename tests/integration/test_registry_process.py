@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +13,7 @@ from shared.contracts.artifacts import ArtifactKind, CommandDone, PublishArtifac
 from shared.store.local import LocalStore
 from tests.contract.bus_worlds import MortalBusWorld, kafka_world, valkey_world
 from tests.integration.registry_world import Client
+from tests.service_process import start
 from tests.waiting import eventually
 
 BUSES = {"valkey": valkey_world, "kafka": kafka_world}
@@ -32,12 +30,8 @@ class Registry:
     """The process."""
 
     def __init__(self, folder: Path, bus_url: str, **settings: str) -> None:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
-        env |= {"LLMOS_HOME": str(folder / "home"), "LLMOS_BUS_URL": bus_url, "LLMOS_LOG_FORMAT": "json", **settings}
         self.log = folder / f"registry-{uuid4().hex}.log"
-        with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "services.registry"]
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        self.process = start("registry", folder / "home", bus_url, self.log, **settings)
 
     def kill(self) -> None:
         self.process.kill()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from tests.contract.bus_worlds import MortalBusWorld, kafka_world, valkey_world
 from tests.integration.scheduler_world import World
+from tests.service_process import start
 from tests.waiting import eventually
 
 BUSES = {"valkey": valkey_world, "kafka": kafka_world}
@@ -32,28 +31,6 @@ def world(tmp_path: Path, server: MortalBusWorld) -> Iterator[World]:
     world.close()
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def start(home: Path, bus_url: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    settings = {
-        "LLMOS_HOME": str(home),
-        "LLMOS_BUS_URL": bus_url,
-        "LLMOS_REDIS_URL": f"unix://{home / 'no-redis'}",  # doorbells are hints
-        "LLMOS_TICK_S": "0.1",
-        **environment,
-    }
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("LLMOS_")}
-    with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, "-m", "services.scheduler"], env={**clean, **settings}, stderr=out)
-
-
 @pytest.mark.parametrize("server", BUSES, indirect=True)
 def test_jobs_succeed_once_though_the_scheduler_is_killed_again_and_again(
     world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
@@ -67,11 +44,11 @@ def test_jobs_succeed_once_though_the_scheduler_is_killed_again_and_again(
         return sum((state := world.state(job)) is not None and state.status == "succeeded" for job in jobs)
 
     for wanted in (10, 30, 50):
-        processes.append(start(tmp_path, server.url, log))
+        processes.append(start("scheduler", tmp_path, server.url, log))
         eventually(lambda wanted=wanted: finished() >= wanted, 60, f"{wanted} jobs: {log.read_text()[-3000:]}")
         processes[-1].kill()
         processes[-1].wait()
-    processes.append(start(tmp_path, server.url, log))
+    processes.append(start("scheduler", tmp_path, server.url, log))
     for job in jobs:
         world.until(job, "succeeded", timeout_s=60)
     assert len(registry.made) == len(jobs)
@@ -81,9 +58,9 @@ def test_a_standby_takes_over_when_the_leader_is_killed(
     world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     logs = [tmp_path / "first", tmp_path / "second"]
-    processes.append(start(tmp_path, server.url, logs[0]))
+    processes.append(start("scheduler", tmp_path, server.url, logs[0]))
     eventually(lambda: "leads in epoch 1" in logs[0].read_text(), 30)
-    processes.append(start(tmp_path, server.url, logs[1]))
+    processes.append(start("scheduler", tmp_path, server.url, logs[1]))
     eventually(lambda: "stands by" in logs[1].read_text(), 30)
     processes[0].kill()
     job = world.submit()
@@ -97,7 +74,7 @@ def test_the_process_stops_in_order_when_it_is_told_to(
     world: World, server: MortalBusWorld, processes: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    processes.append(start(tmp_path, server.url, log))
+    processes.append(start("scheduler", tmp_path, server.url, log))
     eventually(lambda: "leads" in log.read_text(), 30)
     processes[0].send_signal(signal.SIGTERM)
     assert processes[0].wait(30) == 0
@@ -108,7 +85,7 @@ def test_it_waits_for_a_bus_that_is_away_and_says_so(
 ) -> None:
     log = tmp_path / "log"
     server.kill()
-    processes.append(start(tmp_path, server.url, log))
+    processes.append(start("scheduler", tmp_path, server.url, log))
     eventually(lambda: "waits for the bus" in log.read_text(), 30)
     server.restart()
     eventually(lambda: "leads in epoch" in log.read_text(), 30)
@@ -119,6 +96,6 @@ def test_a_database_it_cannot_lead_on_stops_the_start_with_a_sentence(
 ) -> None:
     log = tmp_path / "log"
     url = "postgresql+nodriver://nobody@localhost:1/none"
-    processes.append(start(tmp_path, "memory://", log, LLMOS_DB_URL=url))
+    processes.append(start("scheduler", tmp_path, "memory://", log, LLMOS_DB_URL=url))
     assert processes[0].wait(30) == 2
     assert "LLMOS_DB_URL" in log.read_text()
