@@ -12,7 +12,7 @@ import pytest
 from shared.contracts.artifacts import ArtifactKind, CommandDone, PublishArtifact
 from shared.store.local import LocalStore
 from tests.contract.bus_worlds import MortalBusWorld, kafka_world, valkey_world
-from tests.integration.registry_world import Client
+from tests.integration.registry_world import Answer, Client
 from tests.service_process import start
 from tests.waiting import eventually
 
@@ -53,31 +53,31 @@ def client(server: MortalBusWorld, tmp_path: Path) -> Iterator[Client]:
 def test_a_registry_killed_while_it_publishes_loses_and_doubles_nothing(
     server: MortalBusWorld, client: Client, tmp_path: Path
 ) -> None:
+    names = [f"m{number}-{uuid4().hex[:8]}" for number in range(3)]  # others may have left theirs on the bus
     commands = [
         PublishArtifact(
-            name=f"m{index % 3}",
+            name=names[index % 3],
             kind=ArtifactKind.report,
             staged_prefix=client.stage({"a": str(index).encode() * 1000}),
-            publication_id=f"p{index}",
+            publication_id=uuid4().hex,
         )
         for index in range(30)
     ]
-    for command in commands:
-        client.send(command)
+    sent = [client.send(command) for command in commands]
+
+    def answers() -> list[Answer]:
+        return [client.answers[command_id][0] for command_id in sent if command_id in client.answers]
+
     for answered in (3, 12):
         registry = Registry(tmp_path, server.url)
-        eventually(lambda answered=answered: len(client.answers) >= answered, 30, "some answers")  # type: ignore[misc]
+        eventually(lambda answered=answered: len(answers()) >= answered, 30, "some answers")  # type: ignore[misc]
         registry.kill()
     registry = Registry(tmp_path, server.url)
     eventually(lambda: '"started"' in registry.log.read_text(), 30, "the registry's start")
-    eventually(lambda: len(client.answers) == 30, 30, "all answers")
-    pins = {
-        answer.artifact.ref
-        for [answer, *_] in client.answers.values()
-        if isinstance(answer, CommandDone) and answer.artifact
-    }
-    assert pins == {f"m{name}@{version}" for name in range(3) for version in range(1, 11)}
-    client.sees(lambda: all(set(client.versions(f"m{name}")) == set(range(1, 11)) for name in range(3)))
+    eventually(lambda: len(answers()) == 30, 30, "all answers")
+    pins = {answer.artifact.ref for answer in answers() if isinstance(answer, CommandDone) and answer.artifact}
+    assert pins == {f"{name}@{version}" for name in names for version in range(1, 11)}
+    client.sees(lambda: all(set(client.versions(name)) == set(range(1, 11)) for name in names))
     assert registry.stop() == 0
 
 
