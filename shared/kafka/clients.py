@@ -16,6 +16,7 @@ import google_crc32c
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.producer.transaction_manager import TransactionState
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
@@ -35,6 +36,24 @@ an idle consumer's processor: 4 % of a core at 50 ms, 0.6 % at 500 ms."""
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Its own checksum is Python, and takes 0.4 s per MB; the fast one that it looks for is under the LGPL.
 calc_crc32c.__defaults__ = (lambda view: google_crc32c.value(bytes(view)),)
+
+
+def _read_last_words(transport: type[KafkaTCPTransport]) -> None:
+    """Let the connections hear what a server says just before it hangs up, as of a wrong password.
+
+    The library drops what it read where it finds the end in the same look; left there, the end is found by the next.
+    """
+    read = transport._sock_recv  # noqa: SLF001 - there is no other way to reach it
+
+    def read_then_end(self: KafkaTCPTransport) -> tuple[bytes, Exception | None]:
+        words, error = read(self)
+        return words, None if words else error
+
+    transport._sock_recv = read_then_end  # noqa: SLF001
+
+
+_read_last_words(KafkaTCPTransport)
+_read_last_words(KafkaSSLTransport)
 
 
 class Refused(KafkaError):  # type: ignore[misc]

@@ -38,5 +38,5 @@ def test_a_reader_that_fails_begins_anew_and_says_why(caplog: pytest.LogCaptureF
     reader.start()
     assert reader.reads.wait(10)
     reader.close()
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING", "WARNING", "INFO"]
     assert "a bug" in caplog.text
