@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
 BENCHMARKS := bus_publish job_start submit_rate dispatch_latency state_follow registry_push_pull sft_throughput queue_vs_direct
 
 .PHONY: help install demo test test-compose lint format bench clean
@@ -25,8 +26,8 @@ $(INSTALLED): requirements/lock.txt requirements/demo.txt pyproject.toml
 demo: $(INSTALLED)  ## Pretrain, fine-tune, register, deploy, chat: all of it, here, in ten minutes
 	@$(BIN)/llmos demo $(DEMO)
 
-test: $(INSTALLED)  ## Every test, on real servers
-	$(BIN)/python -m pytest $(TESTS)
+test: $(INSTALLED)  ## Every test, on real servers, two files at a time (WORKERS=0: one after the other)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-compose: $(INSTALLED)  ## The images, docker compose up, the demo on it, and a kill of each; needs Docker
 	$(BIN)/python -m pytest -m compose --no-header -x tests/compose
