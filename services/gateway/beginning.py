@@ -52,11 +52,11 @@ class Beginning:
         while not self._stopping.wait(RETRY_S):
             try:
                 self.prepare()
-                if self._there:
-                    self._go()
-                    return
             except SettingsError as error:
                 self._refused(error)
                 return
             except Exception:  # without this thread nothing would ever begin
                 log.exception("cannot_begin")
+            if self._there:
+                self._go()
+                return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -40,7 +39,7 @@ from shared.db import AWAY, migrate, open_database, ping, why
 from shared.doorbell.port import Doorbell
 from shared.operations import serve_operations
 from shared.settings import Settings, SettingsError
-from shared.stopping import Stop
+from shared.stopping import Stop, all_at_once
 from shared.telemetry import setup_telemetry
 
 log = logging.getLogger("llmos.scheduler")
@@ -107,8 +106,7 @@ class Service:
             part.stop()
         for thread in self._threads:
             thread.join()
-        with ThreadPoolExecutor(len(self._subscriptions)) as closing:  # one after the other takes seconds on Kafka
-            list(closing.map(lambda subscription: subscription.close(), self._subscriptions))
+        all_at_once(subscription.close for subscription in self._subscriptions)
 
     def _run(self, part: Callable[[], None]) -> None:
         """A thread that fails ends the process: the next one begins from the truth."""

@@ -33,6 +33,7 @@ from shared.contracts.topics import (
     REGISTRY_STATE,
     Topic,
 )
+from shared.stopping import all_at_once
 
 log = get_logger("gateway.view")
 
@@ -74,10 +75,8 @@ class View:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
-        for follower in self.followers:
-            follower.stop()
-        for subscription in self._subscriptions:
-            subscription.close()
+        followers = [follower.stop for follower in self.followers]
+        all_at_once([*followers, *(subscription.close for subscription in self._subscriptions)])
 
     def ready(self) -> str | None:
         """None, or which topics the view has not caught up with yet."""
