@@ -18,6 +18,7 @@ def test_while_its_imports_run(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     command = [sys.executable, "-m", "llmos", "--home", str(tmp_path / "home"), "up"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     up = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
