@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from services.trainer import protocol
 from shared.backoff import Backoff
-from shared.contracts.artifacts import ArtifactKind, ArtifactPin, run_prefix
+from shared.contracts.artifacts import ArtifactKind, ArtifactPin, ManifestFile, run_prefix
 from shared.contracts.jobs import CheckpointRef, DesiredAttempt, Output
 from shared.store.cache import ArtifactCache
 from shared.store.port import ObjectStore, StoreUnavailable
@@ -116,7 +116,8 @@ class Transfers:
         return run_prefix(desired.job_id, desired.attempt, self._run_id)
 
     def _stage(self, prefix: str, folder: Path, metadata: dict[str, Any], doing: str) -> None:
-        self._patiently(lambda: stage_folder(self._store, prefix, folder, metadata, self._meter(doing)))
+        staged: dict[str, ManifestFile] = {}
+        self._patiently(lambda: stage_folder(self._store, prefix, folder, metadata, self._meter(doing), staged))
 
     def _patiently(self, move: Callable[[], T]) -> T:
         started_s, backoff = time.monotonic(), Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)

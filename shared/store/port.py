@@ -67,7 +67,8 @@ class ObjectStore(Protocol):
         """Whole or not at all; replaces what was there."""
 
     def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Whole or not at all; multipart and parallel where the store can."""
+        """Whole or not at all; multipart and parallel where the store can. Goes on where an earlier try to the same key
+        was cut off, if it was by the store."""
 
     def writer(self, key: str) -> AbstractContextManager[BinaryIO]:
         """Write a stream of unknown length; the object appears when the block ends, never when it raises."""

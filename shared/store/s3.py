@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, ProtocolError
 from shared.settings import SettingsError
 from shared.store.disk import CHUNK_BYTES, meaning, part_of
 from shared.store.keys import check_key, check_prefix
-from shared.store.port import ObjectInfo, OnBytes, StoreUninitialized
+from shared.store.port import ObjectInfo, OnBytes, StoreUnavailable, StoreUninitialized
 from shared.store.s3_client import MultipartClient, explained, make_client, make_signer
 from shared.store.s3_http import timed_out
 from shared.store.s3_upload import Upload
@@ -74,15 +74,18 @@ class S3Store:
         self._ready = False
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._cut_off: dict[str, str] = {}
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._on(key) as client:
             client.put_object(self._bucket, key, io.BytesIO(data), len(data))
 
     def put_file(self, key: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        with path.open("rb") as file, self._upload(key, os.fstat(file.fileno()).st_size, on_bytes) as upload:
-            while chunk := file.read(upload.part_bytes):
-                upload.write(chunk)
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            with self._upload(key, size_bytes, on_bytes, goes_on=True) as upload:
+                while chunk := file.read(upload.part_bytes):
+                    upload.write(chunk)
 
     @contextmanager
     def writer(self, key: str) -> Iterator[BinaryIO]:
@@ -170,14 +173,21 @@ class S3Store:
             return found.size, found.etag
 
     @contextmanager
-    def _upload(self, key: str, size_bytes: int = 0, on_bytes: OnBytes | None = None) -> Iterator[Upload]:
+    def _upload(
+        self, key: str, size_bytes: int = 0, on_bytes: OnBytes | None = None, goes_on: bool = False
+    ) -> Iterator[Upload]:
+        """`goes_on`: what a server that went away has of it is used by the next such upload of this process."""
         with self._on(key) as client:
-            upload = Upload(client, self._threads(), self._endpoint, self._bucket, key, size_bytes, on_bytes)
+            begun = self._cut_off.pop(key, "") if goes_on else ""
+            upload = Upload(client, self._threads(), self._endpoint, self._bucket, key, size_bytes, on_bytes, begun)
         try:
             yield upload
             upload.finish()
-        except BaseException:
-            upload.abort()
+        except BaseException as error:
+            if goes_on and isinstance(error, StoreUnavailable) and (begun := upload.leave()):
+                self._cut_off[key] = begun
+            else:
+                upload.abort()
             raise
 
     def _ranges(self, key: str, etag: str, start: int, end: int) -> Iterator[bytes]:

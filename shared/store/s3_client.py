@@ -40,6 +40,17 @@ class MultipartClient(Minio):  # type: ignore[misc]
     def upload(self, bucket: str, key: str, data: bytes, upload_id: str, number: int) -> Part:
         return Part(number, self._upload_part(bucket, key, data, None, upload_id, number))
 
+    def uploaded(self, bucket: str, key: str, upload_id: str) -> dict[int, Part]:
+        """The parts that are there by their numbers. Raises S3Error where nothing is known of the upload."""
+        found: dict[int, Part] = {}
+        after = None
+        while True:
+            page = self._list_parts(bucket, key, upload_id, part_number_marker=after)
+            found |= {part.part_number: part for part in page.parts}
+            if not page.is_truncated:
+                return found
+            after = str(page.next_part_number_marker)
+
     def complete(self, bucket: str, key: str, upload_id: str, parts: list[Part]) -> None:
         self._complete_multipart_upload(bucket, key, upload_id, parts)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
 from minio.datatypes import Part
+from minio.error import S3Error
 from typing_extensions import Buffer
 
 from shared.store.port import OnBytes, StoreError
@@ -25,7 +27,8 @@ WINDOW = 3
 
 
 class Upload(io.RawIOBase):
-    """Bytes are pushed with `write`; the object is there once `finish` returns. Else call `abort`."""
+    """Bytes are pushed with `write`; the object is there once `finish` returns. Else call `abort`, or `leave` and begin
+    another one with what it returns: that sends only the parts which are not there yet."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Upload(io.RawIOBase):
         key: str,
         size_bytes: int = 0,
         on_bytes: OnBytes | None = None,
+        begun: str = "",
     ) -> None:
         self._client = client
         self._threads = threads
@@ -45,7 +49,9 @@ class Upload(io.RawIOBase):
         self._least = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
         self._on_bytes = on_bytes
         self._buffer = bytearray()
+        self._begun = begun
         self._upload_id = ""
+        self._there: dict[int, Part] = {}
         self._number = 0
         self._coming: deque[tuple[Future[Part], int]] = deque()
         self._done: list[Part] = []
@@ -80,11 +86,16 @@ class Upload(io.RawIOBase):
                 self._collect()
             self._client.complete(self._bucket, self._key, self._upload_id, self._done)
 
-    def abort(self) -> None:
-        """Forget the parts. Where the server is away they stay there, invisible."""
+    def leave(self) -> str:
+        """Let the parts lie, invisible. The id is empty where there are none."""
         for future, _ in self._coming:
             future.cancel()
         wait([future for future, _ in self._coming])
+        return self._upload_id or self._begun
+
+    def abort(self) -> None:
+        """Forget the parts. Where the server is away they stay there, invisible."""
+        self.leave()
         if not self._upload_id:
             return
         try:
@@ -96,13 +107,28 @@ class Upload(io.RawIOBase):
     def _send(self, data: bytes) -> None:
         with explained(self._endpoint, self._what):
             if not self._upload_id:
-                self._upload_id = self._client.begin(self._bucket, self._key)
+                self._upload_id = self._go_on() or self._client.begin(self._bucket, self._key)
             if len(self._coming) == WINDOW:
                 self._collect()
             self._number += 1
-            upload = self._client.upload
-            future = self._threads.submit(upload, self._bucket, self._key, data, self._upload_id, self._number)
-            self._coming.append((future, len(data)))
+            self._coming.append((self._threads.submit(self._part, data, self._number), len(data)))
+
+    def _part(self, data: bytes, number: int) -> Part:
+        there = self._there.get(number)
+        if there and there.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return there
+        return self._client.upload(self._bucket, self._key, data, self._upload_id, number)
+
+    def _go_on(self) -> str:
+        """The id of the upload that was begun, if the server still has it."""
+        if self._begun:
+            try:
+                self._there = self._client.uploaded(self._bucket, self._key, self._begun)
+            except S3Error as error:
+                if error.code != "NoSuchUpload":
+                    raise
+                self._begun = ""
+        return self._begun
 
     def _collect(self) -> None:
         future, size_bytes = self._coming.popleft()

@@ -27,14 +27,21 @@ def staged_file_key(prefix: str, path: str) -> str:
 
 
 def stage_folder(
-    store: ObjectStore, prefix: str, folder: Path, metadata: dict[str, Any], on_bytes: OnBytes | None = None
+    store: ObjectStore,
+    prefix: str,
+    folder: Path,
+    metadata: dict[str, Any],
+    on_bytes: OnBytes | None = None,
+    staged: dict[str, ManifestFile] | None = None,
 ) -> Manifest:
-    """Upload every file of `folder`, then the manifest. Doing it again replaces all of it.
+    """Upload every file of `folder`, then the manifest. Doing it again replaces all of it, but for what is in `staged`:
+    there the files are noted that are up, for who tries again with the same folder.
 
     Raises StoreError; InvalidKey for a symbolic link or a name that cannot be a key.
     """
+    staged = {} if staged is None else staged
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
-        files = [_stage_file(store, prefix, folder, path, hashing, on_bytes) for path in _files(folder)]
+        files = [_stage_file(store, prefix, folder, path, hashing, on_bytes, staged) for path in _files(folder)]
     manifest = Manifest(files=files, metadata=metadata)
     store.put_bytes(staged_manifest_key(prefix), manifest.model_dump_json().encode())
     return manifest
@@ -69,13 +76,24 @@ def sha256_of(path: Path) -> str:
 
 
 def _stage_file(
-    store: ObjectStore, prefix: str, folder: Path, path: Path, hashing: ThreadPoolExecutor, on_bytes: OnBytes | None
+    store: ObjectStore,
+    prefix: str,
+    folder: Path,
+    path: Path,
+    hashing: ThreadPoolExecutor,
+    on_bytes: OnBytes | None,
+    staged: dict[str, ManifestFile],
 ) -> ManifestFile:
     relative = path.relative_to(folder).as_posix()
     size_bytes = path.stat().st_size
+    if relative in staged:
+        if on_bytes:
+            on_bytes(size_bytes)
+        return staged[relative]
     digest = hashing.submit(sha256_of, path)  # beside the upload; the registry checks one against the other
     store.put_file(staged_file_key(prefix, relative), path, on_bytes)
-    return ManifestFile(path=relative, size_bytes=size_bytes, sha256=digest.result())
+    staged[relative] = ManifestFile(path=relative, size_bytes=size_bytes, sha256=digest.result())
+    return staged[relative]
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -15,12 +15,15 @@ from uuid import uuid4
 import httpx
 import pytest
 import structlog
+from minio.datatypes import Part
+from urllib3.exceptions import ProtocolError
 
 from shared.settings import Settings, SettingsError
 from shared.store import connect, s3_http
 from shared.store.local import LocalStore
 from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable, StoreUninitialized
 from shared.store.s3 import S3Store
+from shared.store.s3_client import MultipartClient
 from tests.s3_server import S3_SERVERS, S3Server
 
 MB = 2**20
@@ -458,6 +461,56 @@ def test_two_processes_may_make_the_bucket(s3: S3Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda store: store.prepare(), stores))
     assert keys(stores[0]) == []
+
+
+def test_a_put_goes_on_where_the_store_cut_it_off(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data, broken, sent = made(s3), noise(39 * MB), {3}, []
+    upload = MultipartClient.upload
+
+    def cut(client: MultipartClient, bucket: str, key: str, part: bytes, upload_id: str, number: int) -> Part:
+        if number in broken:
+            raise ProtocolError("the server hung up")
+        sent.append(number)
+        return upload(client, bucket, key, part, upload_id, number)
+
+    monkeypatch.setattr(MultipartClient, "upload", cut)
+    (tmp_path / "file").write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            store.put_file("big", tmp_path / "file")
+    assert store.stat("big") is None
+    assert sorted(sent) == sorted(set(sent))
+    broken.clear()
+    before, told = list(sent), []
+    store.put_file("big", tmp_path / "file", told.append)
+    assert sorted(sent) == [1, 2, 3, 4, 5]
+    assert sent[: len(before)] == before
+    assert sum(told) == len(data)
+    assert store.get_bytes("big") == data
+
+
+def test_a_put_that_goes_on_sends_what_has_changed_and_begins_anew_where_nothing_is_left(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = made(s3), noise(20 * MB)
+
+    def hang_up(*_: object) -> None:
+        raise ProtocolError("the server hung up")
+
+    for lost in (False, True):
+        (tmp_path / "file").write_bytes(data)
+        with monkeypatch.context() as broken:
+            broken.setattr(MultipartClient, "complete", hang_up)
+            with pytest.raises(StoreUnavailable):
+                store.put_file("big", tmp_path / "file")
+        if lost:
+            store._client.abort(store._bucket, "big", store._cut_off["big"])
+        data = b"changed" + data[7:]
+        (tmp_path / "file").write_bytes(data)
+        store.put_file("big", tmp_path / "file")
+        assert store.get_bytes("big") == data
 
 
 def test_an_object_replaced_while_it_is_read_is_not_mixed(s3: S3Server) -> None:

@@ -18,7 +18,15 @@ import shared.store.cache
 from shared.contracts.artifacts import Manifest, ManifestFile, blob_key, manifest_key
 from shared.store.cache import ArtifactCache
 from shared.store.local import LocalStore
-from shared.store.port import CorruptArtifact, InvalidKey, ObjectNotFound, StoreError, StoreFull, StoreUnavailable
+from shared.store.port import (
+    CorruptArtifact,
+    InvalidKey,
+    ObjectNotFound,
+    OnBytes,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from shared.store.staging import read_manifest, stage_folder, staged_file_key
 from tests.contract.test_store import small_disk
 
@@ -347,6 +355,32 @@ def test_what_another_process_uses_stays_until_that_process_ends(world: World, s
 
 
 # Staging.
+
+
+def test_a_try_again_uploads_only_what_is_not_up_yet(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, put, sent = tmp_path / "source", type(world.store).put_file, []
+    source.mkdir()
+    for name in "abc":
+        (source / name).write_text(name)
+
+    def away_at_first_for_b(store: LocalStore, key: str, path: Path, *rest: OnBytes | None) -> None:
+        sent.append(path.name)
+        if sent == ["a", "b"]:
+            raise StoreUnavailable("away")
+        put(store, key, path, *rest)
+
+    monkeypatch.setattr(type(world.store), "put_file", away_at_first_for_b)
+    staged: dict[str, ManifestFile] = {}
+    told: list[int] = []
+    with pytest.raises(StoreUnavailable):
+        stage_folder(world.store, "staging/x", source, {}, None, staged)
+    manifest = stage_folder(world.store, "staging/x", source, {}, told.append, staged)
+    assert sent == ["a", "b", "b", "c"]
+    assert sum(told) == 3
+    assert read_manifest(world.store, "staging/x/manifest.json") == manifest
+    assert [file.path for file in manifest.files] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("make", [lambda path: path.symlink_to("/etc/passwd"), os.mkfifo])
