@@ -11,7 +11,8 @@ import yaml
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).parents[2]
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])((?:[^${}]|\$\{[^{}]*\})*))?\}")
+"""A default may hold another variable."""
 
 
 class ComposeFile:
@@ -20,22 +21,22 @@ class ComposeFile:
     def __init__(self, variables: Mapping[str, str]) -> None:
         example = {name: value or "" for name, value in dotenv_values(ROOT / ".env.example").items()}
         self.variables = {**example, **variables}
-        self._services: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+        self.services: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
     def command(self, service: str) -> list[str]:
-        return [self._filled(word) for word in self._services[service]["command"]]
+        return [self.filled(word) for word in self.services[service]["command"]]
 
     def environment(self, service: str) -> dict[str, str]:
         """What the container gets: a variable without a value only where one is set."""
         found: dict[str, str] = {}
-        for name, value in self._services[service]["environment"].items():
+        for name, value in self.services[service].get("environment", {}).items():
             if value is not None:
-                found[name] = self._filled(str(value))
+                found[name] = self.filled(str(value))
             elif name in self.variables:
                 found[name] = self.variables[name]
         return found
 
-    def _filled(self, text: str) -> str:
+    def filled(self, text: str) -> str:
         return VARIABLE.sub(self._value, text)
 
     def _value(self, match: re.Match[str]) -> str:
@@ -44,4 +45,4 @@ class ComposeFile:
             return value
         if kind == "?":
             raise ValueError(f"{name}: {rest}")
-        return rest or ""
+        return self.filled(rest or "")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from shared.settings import EXAMPLE, PREFIX, Settings
+from shared.settings import EXAMPLE, PREFIX, Settings, SettingsError, load_settings
+from tests.e2e.compose_file import ComposeFile
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE_ENV = (ROOT / ".env.example").read_text()
@@ -54,10 +58,59 @@ def test_every_service_gets_every_setting_that_the_example_offers() -> None:
         assert ours <= known, name
 
 
-def test_every_secret_of_the_example_is_one_that_is_refused_in_earnest() -> None:
-    secrets = re.findall(r"^#?(\w*(?:PASSWORD|API_KEY)\w*)=(.*)$", EXAMPLE_ENV, re.MULTILINE)
-    assert len(secrets) >= 6
-    assert all(EXAMPLE in value for _, value in secrets)
+def test_every_secret_of_the_example_is_refused_in_earnest_by_each_container_that_is_given_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secrets = dict(re.findall(r"^#?(\w*(?:PASSWORD|API_KEY|SECRET_KEY)\w*)=(.+)$", EXAMPLE_ENV, re.MULTILINE))
+    assert len(secrets) >= 7
+    own = {name: f"own-{name}" for name in secrets} | {"LLMOS_DEV": "0"}
+    assert not list(refusals(ComposeFile(own), "own-", monkeypatch))
+    for name, example in secrets.items():
+        given = {
+            service
+            for service in compose()["services"]
+            if f"own-{name}" in " ".join(ComposeFile(own).environment(service).values())
+        }
+        assert given, f"{name} reaches nobody"
+        assert set(refusals(ComposeFile({**own, name: example}), example, monkeypatch)) == given, name
+
+
+def test_the_example_as_it_is_is_good_enough_for_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list(refusals(ComposeFile({}), EXAMPLE, monkeypatch))
+
+
+def test_grafana_without_a_password_has_none_that_everybody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = ComposeFile({"GRAFANA_PASSWORD": "", "LLMOS_DEV": "0"})
+    assert "grafana" in refusals(forgotten, EXAMPLE, monkeypatch)
+
+
+def refusals(file: ComposeFile, secret: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The services that do not start for it, each as it starts: ours by their settings, others by their entrypoint."""
+    for name, service in file.services.items():
+        environment = file.environment(name)
+        if "build" in service:
+            with monkeypatch.context() as inside:
+                for variable, value in environment.items():
+                    inside.setenv(variable, value)
+                try:
+                    load_settings()
+                except SettingsError as error:
+                    assert "a secret of .env.example" in str(error)
+                    assert secret not in str(error)
+                    yield name
+        elif "entrypoint" in service:
+            shell, script, *starts = service["entrypoint"]
+            assert (shell, len(starts)) == ("sh", 1)
+            mounted = next(volume for volume in service["volumes"] if volume.endswith(f":{script}:ro"))
+            command = [shell, str(ROOT / mounted.split(":")[0]), "echo", "started"]
+            done = subprocess.run(
+                command, env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True
+            )
+            assert (done.stdout == "started\n") is (done.returncode == 0)
+            if done.returncode:
+                assert "a secret of .env.example" in done.stderr
+                assert secret not in done.stderr
+                yield name
 
 
 def test_only_the_gateway_is_reachable_from_outside_and_the_rest_on_loopback_at_most() -> None:
