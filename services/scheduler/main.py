@@ -172,6 +172,7 @@ def lead(
     log.info("stops" if stop.asked else "leads no longer")
     if not _within(STOP_S, service.stop):
         ended.append(TimeoutError(f"a part did not stop in {STOP_S:g} s"))
+    metrics.forget()  # last: nobody measures any more
     return [error for error in ended if not isinstance(error, Deposed)]
 
 

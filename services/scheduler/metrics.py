@@ -21,3 +21,11 @@ NODES = Gauge("llmos_scheduler_nodes", "Nodes that are alive.", ["role"])
 LAG = Gauge("llmos_scheduler_bus_lag", "Records that the scheduler has not handled yet.", ["topic"])
 DLQ = Gauge("llmos_scheduler_dlq_depth", "Records that can never be handled.", ["topic"])
 LEADS = Gauge("llmos_scheduler_leads", "1 while this scheduler leads, 0 while it stands by.")
+
+
+def forget() -> None:
+    """What a leader measured is no news of one that stands by."""
+    for gauge in (JOBS, NODES, LAG, DLQ):
+        gauge.clear()
+    OUTBOX_AGE.set(0)
+    OLDEST_UNACCEPTED.set(0)

@@ -17,6 +17,7 @@ from services.scheduler.outbox import Outbox
 from services.scheduler.truth import Truth, active_jobs, count_by_status, purge_old_commands
 from shared.bus.port import Bus, BusError
 from shared.contracts.jobs import JobStatus
+from shared.contracts.nodes import Role
 from shared.contracts.topics import DEPLOYMENTS_COMMANDS, JOBS_COMMANDS, JOBS_EVENTS, REGISTRY_EVENTS
 
 log = logging.getLogger("llmos.scheduler.monitor")
@@ -70,15 +71,23 @@ class Monitor:
     def look(self) -> None:
         """One look. Raises BusError when the bus is away; what nodes say meanwhile is not heard, and not held against
         them."""
+        measures = self._is_due("measure", MEASURE_S)
+        try:
+            if measures:  # first: how much waits for the bus matters most while that is away
+                self.measure()
+        finally:
+            self._ask_for_the_bus()
+        if self._comparison.ready and self._is_due("compare", COMPARE_S):
+            self.compare()
+        if measures:
+            self.measure_bus()
+
+    def _ask_for_the_bus(self) -> None:
         try:
             self._bus.ping()
         except BusError:
             self._liveness.bus_is_away()
             raise
-        if self._comparison.ready and self._is_due("compare", COMPARE_S):
-            self.compare()
-        if self._is_due("measure", MEASURE_S):
-            self.measure()
 
     def compare(self) -> None:
         """Publish again what the bus shows otherwise than the truth, bookmark what it shows whole, forget old ids."""
@@ -91,6 +100,10 @@ class Monitor:
             purge_old_commands(connection, self._clock.now() - COMMANDS_KEPT)
 
     def measure(self) -> None:
+        """What can be said without the bus."""
+        alive = Counter(node.role for node in self._liveness.nodes())
+        for role in Role:
+            metrics.NODES.labels(role).set(alive[role])
         with self._truth.reading() as connection:
             counts = count_by_status(connection)
             starting = [job for job in active_jobs(connection) if job.status is JobStatus.starting]
@@ -100,8 +113,8 @@ class Monitor:
         waits = ((now - job.attempts[-1].dispatched_at).total_seconds() for job in starting)
         metrics.OLDEST_UNACCEPTED.set(max(waits, default=0.0))
         metrics.OUTBOX_AGE.set(self._outbox.age_s())
-        for role, count in Counter(node.role for node in self._liveness.nodes()).items():
-            metrics.NODES.labels(role).set(count)
+
+    def measure_bus(self) -> None:
         for topic in CONSUMED:
             metrics.LAG.labels(topic.name).set(self._bus.lag(topic, self._group))
             metrics.DLQ.labels(topic.name).set(self._bus.dlq_depth(topic))
