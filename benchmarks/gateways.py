@@ -17,6 +17,7 @@ import httpx
 
 from tests.ports import free_port
 from tests.servers import valkey
+from tests.service_process import start
 
 KEY = {"Authorization": "Bearer sk-llmos-benchmark"}
 UNBOUNDED = {"MAX_QUEUED_JOBS": "10000000", "MAX_UNPUBLISHED": "10000000"}
@@ -51,6 +52,18 @@ def gateway(bus_url: str) -> Iterator[Gateway]:
             url = f"http://127.0.0.1:{port}"
             _await_ready(url, process, log)
             yield Gateway(url, process.pid, time.perf_counter() - begun)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+@contextmanager
+def scheduler(bus_url: str) -> Iterator[None]:
+    """A new one with an empty database, started; ended in order."""
+    with tempfile.TemporaryDirectory(prefix="llmos-bench-") as home:
+        process = start("scheduler", Path(home), bus_url, Path(home) / "log", LLMOS_METRICS_PORT="0")
+        try:
+            yield
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -22,6 +22,7 @@ from benchmarks.serving_load import Load, Target, measure
 from benchmarks.serving_model import make_model
 from benchmarks.serving_paths import direct, queued, replica_spec
 
+CARRIERS = ("valkey", "kafka")
 STREAMS = (1, 4, 16, 64)
 DIRECT = "direct"
 
@@ -112,9 +113,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds of short answers")
     parser.add_argument("--rounds", type=int, help="measurements of each side per number of streams")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
-    parser.add_argument(
-        "--requests", choices=("valkey", "kafka"), nargs="+", default=["valkey"], help="what carries the requests"
-    )
+    parser.add_argument("--requests", choices=CARRIERS, nargs="+", default=CARRIERS, help="what carries the requests")
     parser.add_argument("--model", type=Path, help="a model folder; by default a tiny Llama is made")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     arguments = parser.parse_args()

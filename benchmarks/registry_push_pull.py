@@ -3,7 +3,7 @@
 Both move the same files to and from the same S3 server in one run, in turns; what is printed is the median of the
 rounds. Ours also hashes every byte, on the way in and on the way out; the last row is against the bare client when it
 does that too, after its download.
-`python -m benchmarks.registry_push_pull [--server minio] [--megabytes 256] [--rounds 5] [--quick]`
+`python -m benchmarks.registry_push_pull [--server seaweedfs minio] [--megabytes 1024] [--rounds 5] [--quick]`
 """
 
 from __future__ import annotations
@@ -110,21 +110,10 @@ def compare(sides: Sides, rounds: int) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="32 MB, 3 rounds")
-    parser.add_argument("--server", choices=S3_SERVERS, default="seaweedfs")
-    options = parser.parse_args()
-    megabytes, rounds = (32, 3) if options.quick else (options.megabytes, options.rounds)
-    with (
-        tempfile.TemporaryDirectory(prefix="push-pull-") as name,
-        S3_SERVERS[options.server](Path(name) / "s3") as server,
-    ):
-        found = compare(Sides(server, Path(name), megabytes), rounds)
+def show(kind: str, megabytes: int, found: dict[str, list[tuple[float, float]]]) -> None:
     for what, pairs in found.items():
         row = {
+            "server": kind,
             "what": what,
             "ours_mb_per_s": round(statistics.median(megabytes / ours for ours, _ in pairs), 1),
             "bare_mb_per_s": round(statistics.median(megabytes / bare for _, bare in pairs), 1),
@@ -132,6 +121,19 @@ def main() -> None:
             "promise": PROMISE,
         }
         print(json.dumps(row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="32 MB, 3 rounds")
+    parser.add_argument("--server", choices=S3_SERVERS, nargs="+", default=list(S3_SERVERS))
+    options = parser.parse_args()
+    megabytes, rounds = (32, 3) if options.quick else (options.megabytes, options.rounds)
+    for kind in options.server:
+        with tempfile.TemporaryDirectory(prefix="push-pull-") as name, S3_SERVERS[kind](Path(name) / "s3") as server:
+            show(kind, megabytes, compare(Sides(server, Path(name), megabytes), rounds))
 
 
 if __name__ == "__main__":
