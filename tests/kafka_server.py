@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -175,6 +176,23 @@ def mortal_kafka() -> Iterator[KafkaServer]:
         yield server
     finally:
         server.end()
+
+
+def another_broker(first: KafkaServer, number: int) -> KafkaServer:
+    """A broker of the cluster whose `first` is up, not started yet. `number` is 2 or more."""
+    server = own_kafka()
+    server.extra = f"""
+process.roles=broker
+node.id={number}
+controller.quorum.voters=1@127.0.0.1:{first.port + 1}
+listeners=PLAINTEXT://{server.address}
+"""
+    log = server.folder / "data/log"
+    log.mkdir(parents=True)
+    cluster = re.search("^cluster.id=.*", (first.folder / "data/log/meta.properties").read_text(), re.MULTILINE)
+    assert cluster is not None
+    (log / "meta.properties").write_text(f"version=1\nnode.id={number}\n{cluster[0]}\n")
+    return server
 
 
 def own_kafka(ports: int = 2) -> KafkaServer:

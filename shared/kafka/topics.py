@@ -9,11 +9,12 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 
 from shared.kafka.clients import admin
 
 CLEANUP = "cleanup.policy"
+FLUSH = "flush.messages"
 MOST_REPLICAS = 3
 READY_S = 30.0
 
@@ -43,19 +44,16 @@ class Made:
 def make_topics(url: str, specs: Sequence[TopicSpec], *, durable: bool = True) -> Made:
     """Make what is not there, bring the settings of the rest up to date. Raises WrongTopics, KafkaError.
 
-    `durable`: an acknowledged message survives the loss of a server where there are three, and of power where there is
-    one, since that one then writes to the disk before it answers.
+    `durable`: an acknowledged message survives the loss of a server where three have the topic, and of power where one
+    has it, since that one then writes to the disk before it answers.
     """
     with admin(url, "llmos-init") as client:
-        replicas = min(MOST_REPLICAS, len(client.describe_cluster()["brokers"]))
-        specs = [_with_durability(spec, replicas, durable) for spec in specs]
         there = existing(client, [spec.name for spec in specs])
-        missing = [spec for spec in specs if spec.name not in there]
-        created = _create(client, missing, replicas)
+        created = _create(client, [spec for spec in specs if spec.name not in there], durable=durable)
         kept = [spec for spec in specs if spec.name not in created]
         if kept:
             check(client, kept)
-            _bring_up_to_date(client, kept)
+            _bring_up_to_date(client, kept, durable=durable)
         return Made(created, [spec.name for spec in kept])
 
 
@@ -86,19 +84,25 @@ def check(client: KafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
         )
 
 
-def _with_durability(spec: TopicSpec, replicas: int, durable: bool) -> TopicSpec:
-    configs = {"min.insync.replicas": str(max(1, replicas - 1) if durable else 1)}
+def _settings(spec: TopicSpec, replicas: int, *, durable: bool) -> dict[str, str]:
+    """What the topic is told of where `replicas` servers have it."""
+    configs = {"min.insync.replicas": str(max(1, min(MOST_REPLICAS, replicas) - 1) if durable else 1)}
     if durable and replicas == 1:
-        configs["flush.messages"] = "1"
-    return TopicSpec(spec.name, spec.partitions, spec.cleanup, {**configs, **spec.configs, CLEANUP: spec.cleanup})
+        configs[FLUSH] = "1"
+    return {**configs, **spec.configs, CLEANUP: spec.cleanup}
 
 
-def _create(client: KafkaAdminClient, specs: Sequence[TopicSpec], replicas: int) -> list[str]:
+def _create(client: KafkaAdminClient, specs: Sequence[TopicSpec], *, durable: bool) -> list[str]:
     """The names of those that were made here; others may come into being at the same time."""
     if not specs:
         return []
+    replicas = min(MOST_REPLICAS, len(client.describe_cluster()["brokers"]))
     wanted = {
-        spec.name: {"num_partitions": spec.partitions, "replication_factor": replicas, "configs": dict(spec.configs)}
+        spec.name: {
+            "num_partitions": spec.partitions,
+            "replication_factor": replicas,
+            "configs": _settings(spec, replicas, durable=durable),
+        }
         for spec in specs
     }
     created = []
@@ -122,16 +126,35 @@ def _wait_for_configs(client: KafkaAdminClient, names: Sequence[str]) -> None:
         time.sleep(0.1)
 
 
-def _bring_up_to_date(client: KafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
-    keys = sorted({key for spec in specs for key in spec.configs})
-    now = _configs(client, [spec.name for spec in specs], keys)
-    changes = []
-    for spec in specs:
-        values = {key: found["value"] for key, found in now[spec.name].items()}
-        if differing := {key: value for key, value in spec.configs.items() if values.get(key) != value}:
-            changes.append(ConfigResource(ConfigResourceType.TOPIC, spec.name, differing))
+def _bring_up_to_date(client: KafkaAdminClient, specs: Sequence[TopicSpec], *, durable: bool) -> None:
+    names = [spec.name for spec in specs]
+    there = existing(client, names)
+    wanted = {spec.name: _settings(spec, _replicas(there[spec.name]), durable=durable) for spec in specs}
+    now = _configs(client, names, sorted({FLUSH, *(key for configs in wanted.values() for key in configs)}))
+    changes = [
+        ConfigResource(ConfigResourceType.TOPIC, name, differing)
+        for name, configs in wanted.items()
+        if (differing := _differing(configs, now[name]))
+    ]
     if changes:
         client.alter_configs(changes)
+
+
+def _replicas(topic: Mapping[str, Any]) -> int:
+    """How many servers have each partition of it at least, whether they are up or not."""
+    return min(len(partition["replica_nodes"]) for partition in topic["partitions"])
+
+
+def _differing(wanted: Mapping[str, str], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be changed. Writing each message to the disk is taken back where one server alone has the topic no
+    more: only what was set here, not what the servers do by themselves."""
+    differing: dict[str, Any] = {
+        key: value for key, value in wanted.items() if key not in now or now[key]["value"] != value
+    }
+    flush = now.get(FLUSH, {"value": None})
+    if FLUSH not in wanted and flush["value"] == "1" and flush["config_source"] == "DYNAMIC_TOPIC_CONFIG":
+        differing[FLUSH] = AlterConfigOp.DELETE, None
+    return differing
 
 
 def _configs(client: KafkaAdminClient, names: Sequence[str], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
