@@ -21,6 +21,7 @@ from shared.contracts.topics import Topic
 from shared.replies.port import Replies
 from shared.requests.port import Requests
 from shared.settings import Settings
+from shared.stopping import all_at_once
 
 log = structlog.get_logger(__name__)
 FOLLOWED = (topics.REGISTRY_STATE, topics.DEPLOYMENTS_DESIRED, topics.DEPLOYMENTS_STATUS)
@@ -54,8 +55,7 @@ class InferenceGateway:
         self._tasks = [loop.create_task(self._pump.run()), loop.create_task(self._listen_for_silence())]
 
     async def stop(self) -> None:
-        for subscription in self._subscriptions:
-            await asyncio.to_thread(subscription.close)
+        await asyncio.to_thread(all_at_once, [subscription.close for subscription in self._subscriptions])
         await end_tasks(self._tasks)
         self._pending.fail_all(RepliesGone("The gateway stops; ask again", retry_after_s=1))
         await self._dispatcher.stop()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import event
 
+from services.gateway.inference import InferenceGateway
+from services.gateway.inference.service import FOLLOWED
 from services.gateway.main import create_app
 from shared.bus.memory import MemoryBus
+from shared.bus.port import WIPE_PATIENCE_S, Record, Subscription
+from shared.contracts.topics import Topic
 from shared.db import open_database
 from shared.replies.memory import MemoryReplyHub
 from shared.requests.memory import MemoryRequests
@@ -34,3 +40,35 @@ async def test_the_end_closes_the_bus_and_then_the_database(tmp_path: Path) -> N
     async with app.router.lifespan_context(app):
         assert closed == []
     assert closed == ["bus", "database"]
+
+
+class Meeting:
+    """A subscription that closes as soon as all the others do."""
+
+    def __init__(self, met: threading.Barrier) -> None:
+        self._met = met
+
+    def close(self) -> None:
+        self._met.wait()
+
+
+class MeetingBus(MemoryBus):
+    def __init__(self) -> None:
+        super().__init__()
+        self._met = threading.Barrier(len(FOLLOWED), timeout=10)
+
+    def follow(
+        self,
+        topic: Topic,
+        on: Callable[[Record], None],
+        caught_up: Callable[[], None] | None = None,
+        *,
+        patience_s: float = WIPE_PATIENCE_S,
+    ) -> Subscription:
+        return Meeting(self._met)
+
+
+async def test_what_routing_reads_from_is_closed_at_once() -> None:
+    routing = InferenceGateway(Settings(), MeetingBus(), MemoryRequests(), MemoryReplyHub().replies())
+    await routing.start()
+    await routing.stop()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import pytest
+
+from shared.stopping import all_at_once
 from tests.waiting import eventually
 
 WAITS = """
@@ -57,3 +61,42 @@ def test_any_thread_may_ask() -> None:
         rest, _ = told.communicate(timeout=30)
         assert rest == "made\nstops\n"
         assert told.returncode == 0
+
+
+def test_what_stops_at_once_waits_for_nobody_and_the_first_error_is_raised_when_all_have() -> None:
+    met = threading.Barrier(3, timeout=30)
+    raised, stopped = threading.Event(), list[str]()
+
+    def fails() -> None:
+        met.wait()
+        raised.set()
+        raise OSError("first")
+
+    def fails_later() -> None:
+        met.wait()
+        raised.wait(30)
+        stopped.append("later")
+        raise RuntimeError("second")
+
+    def stops() -> None:
+        met.wait()
+        stopped.append("in order")
+
+    with pytest.raises(OSError, match="first"):
+        all_at_once([fails_later, fails, stops])
+    assert sorted(stopped) == ["in order", "later"]
+    all_at_once([])
+
+
+HANGS = """
+import threading
+from shared.stopping import all_at_once
+began = threading.Event()
+hangs = lambda: began.set() or threading.Event().wait()
+threading.Thread(target=all_at_once, args=([hangs],), daemon=True).start()
+began.wait()
+"""
+
+
+def test_one_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    assert subprocess.run([sys.executable, "-c", HANGS], timeout=30, check=False).returncode == 0
