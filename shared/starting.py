@@ -93,6 +93,7 @@ class Watch:
     def __init__(self, needs: Sequence[Need], refused: Callable[[SettingsError], None]) -> None:
         self._missing = list(needs)
         self._refused = refused
+        self._told: set[type[Exception]] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="start", daemon=True)
 
@@ -104,11 +105,24 @@ class Watch:
         self._stopping.set()
 
     def _run(self) -> None:
+        while self._missing and not self._stopping.is_set():
+            try:
+                self._missing = [need for need in self._missing if not self._there(need)]
+            except SettingsError as error:
+                if not self._stopping.is_set():
+                    self._refused(error)
+                return
+            if self._missing:
+                self._stopping.wait(RETRY_S)
+
+    def _there(self, need: Need) -> bool:
+        """An error that nobody foresaw says nothing final: it is told once a kind, and looked at again."""
         try:
-            while self._missing and not self._stopping.is_set():
-                self._missing = [need for need in self._missing if not need.there()]
-                if self._missing:
-                    self._stopping.wait(RETRY_S)
-        except SettingsError as error:
-            if not self._stopping.is_set():
-                self._refused(error)
+            return need.there()
+        except SettingsError:
+            raise
+        except Exception as error:
+            if type(error) not in self._told:
+                self._told.add(type(error))
+                log.exception("cannot look, and tries again")
+            return False

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from shared import starting
 from shared.readiness import Readiness
 from shared.settings import SettingsError
 from shared.starting import Need, Uninitialized, Watch
@@ -75,6 +76,23 @@ def test_a_watch_tells_of_a_refusal_though_another_server_is_away() -> None:
     watch.start()
     eventually(lambda: [str(error) for error in refused] == ["wrong password"])
     watch.stop()
+
+
+def test_a_watch_goes_on_after_an_error_that_nobody_foresaw_and_tells_it_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "RETRY_S", 0.01)
+    refused, looks = list[SettingsError](), list[int]()
+
+    def check() -> None:
+        looks.append(1)
+        raise ValueError("unforeseen") if len(looks) < 4 else SettingsError("wrong password")
+
+    watch = Watch([Need("the server", check, (Away,), 60)], refused.append)
+    watch.start()
+    eventually(lambda: [str(error) for error in refused] == ["wrong password"])
+    watch.stop()
+    assert caplog.text.count("ValueError: unforeseen") == 1
 
 
 def test_a_look_that_hangs_holds_up_no_other_and_its_reason_is_kept_for_the_next() -> None:
