@@ -60,9 +60,14 @@ EXPOSE 8000
 CMD ["python", "-m", "services.gateway"]
 
 FROM runtime AS worker
+ARG ACCELERATOR=cpu
 USER root
-# What vLLM's kernels are linked to, and what Triton compiles with at run time on a GPU is its own.
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 libnuma1 && rm -rf /var/lib/apt/lists/*
+# What vLLM's kernels are linked to. On a GPU also the C compiler that Triton calls at run time: each kernel's launcher
+# is a small C module, and there is no other way to load one.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 libnuma1 \
+        $([ "$ACCELERATOR" = cuda ] && echo gcc libc6-dev) \
+    && rm -rf /var/lib/apt/lists/*
 USER llmos
 COPY --from=worker-dependencies /opt/llmos /opt/llmos
 COPY --from=code /installed /opt/llmos

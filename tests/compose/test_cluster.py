@@ -120,6 +120,21 @@ def test_the_demo_passes_against_it(cluster: Cluster) -> None:
     assert adapter > base
 
 
+def test_the_images_are_small_run_as_nobody_and_hold_no_build_tools(cluster: Cluster) -> None:
+    base, control = (_inspected(image, "{{.Size}}") for image in ("python:3.11-slim-bookworm", "llmos/control"))
+    assert int(control) - int(base) <= 300e6
+    for image in ("llmos/control", "llmos/worker"):
+        assert _inspected(image, "{{.Config.User}}") == "llmos"
+        tools = "for tool in gcc cc make git; do command -v $tool; done; python -m pip --version; true"
+        found = subprocess.run(
+            ["docker", "run", "--rm", "--entrypoint", "sh", image, "-c", tools],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert found.stdout == ""
+
+
 def test_a_job_whose_trainer_vanishes_goes_on_at_the_other(cluster: Cluster, client: LLMOS) -> None:
     job = client.submit_job("probe", params={"steps": 60, "step_s": 0.5, "checkpoint_every": 5}, output="survivor")
     running = eventually(lambda: _with_checkpoint(client.get_job(job["id"])), 60)
@@ -164,6 +179,13 @@ def test_the_other_gateway_answers_when_one_vanishes(cluster: Cluster) -> None:
 
 def _with_checkpoint(job: dict[str, Any]) -> dict[str, Any] | None:
     return job if job["status"] == "running" and job.get("checkpoints") else None
+
+
+def _inspected(image: str, what: str) -> str:
+    found = subprocess.run(
+        ["docker", "image", "inspect", "--format", what, image], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return found.stdout.strip()
 
 
 def _ask(client: LLMOS) -> None:
