@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from shared.settings import EXAMPLE, PREFIX, Settings, SettingsError, load_settings
 from tests.e2e.compose_file import ComposeFile
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE_ENV = (ROOT / ".env.example").read_text()
+COMPOSE_YML = (ROOT / "docker-compose.yml").read_text()
 OF_THE_HOST = {"HOME", "HOST", "PORT", "URL", "LOG_FORMAT", "METRICS_PORT", "S3_SECURE", "BACKUP_S3_SECURE"}
 """Settings that the images or the compose file fix, or that only the command reads."""
 MADE_FROM_OTHERS = {"BUS_URL", "REDIS_URL", "STORE_URL", "DB_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
@@ -28,7 +30,7 @@ SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 
 
 def compose() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    found: dict[str, Any] = yaml.safe_load(COMPOSE_YML)
     return found
 
 
@@ -42,11 +44,72 @@ def test_the_example_explains_every_setting_with_its_default() -> None:
                 assert line[1] == default, name
 
 
+def test_what_the_example_shows_behind_a_sign_is_the_default() -> None:
+    """Without the sign it changes nothing: neither what the compose file says, nor what a setting is."""
+    shown = re.findall(r"^#(\w+)=(.*)$", EXAMPLE_ENV, re.MULTILINE)
+    assert len(shown) > 50
+    passed_on = {name for service in compose()["services"].values() for name in service.get("environment", {})}
+    plain = filled({})
+    for name, value in shown:
+        assert name in passed_on or f"${{{name}:-" in COMPOSE_YML, f"nobody reads {name}"
+        others = {service for service, text in filled({name: value}).items() if text != plain[service]}
+        assert not others, f"{name}={value} changes {others}"
+
+
+def test_the_example_says_where_the_profile_gpu_has_another_default() -> None:
+    for name, default in re.findall(r"\$\{(\w+):-([^${}]+)\}", COMPOSE_YML):
+        if not re.search(rf"^#?{name}={re.escape(default)}$", EXAMPLE_ENV, re.MULTILINE):
+            comment = re.search(rf"((?:^#.*\n)+)#?{name}=", EXAMPLE_ENV, re.MULTILINE)
+            assert comment, name
+            assert default in comment[1] or name in {"LLMOS_DEV", "LLMOS_BUS_URL", "GRAFANA_PASSWORD"}, (name, default)
+
+
+def filled(variables: dict[str, str]) -> dict[str, str]:
+    """Each service of a machine without GPUs as it is with these variables."""
+    file = ComposeFile(variables)
+    plain = {name: {**service, "environment": None} for name, service in file.services.items()}
+    return {
+        name: file.filled(json.dumps([service, settings(file.environment(name))]))
+        for name, service in plain.items()
+        if not name.endswith("-gpu")
+    }
+
+
+def settings(environment: dict[str, str]) -> dict[str, str]:
+    """Those of a container, and not those that are as if they were not there."""
+    defaults = {f"{PREFIX}{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in defaults or TypeAdapter(type(defaults[name])).validate_python(value or "") != defaults[name]
+    }
+
+
+@pytest.mark.parametrize("service", ["gateway", "inference"])
+def test_one_address_of_a_kafka_is_enough_for_both_uses(service: str) -> None:
+    mine = ComposeFile({"LLMOS_BUS_URL": "kafkas://mine:9092"}).environment(service)
+    assert (mine["LLMOS_BUS_URL"], mine["LLMOS_REQUESTS_URL"]) == ("kafkas://mine:9092",) * 2
+    over_valkey = ComposeFile({"LLMOS_REQUESTS_URL": "redis://valkey:6379/0"}).environment(service)
+    assert over_valkey["LLMOS_BUS_URL"] == "kafka://kafka:9092"
+    assert over_valkey["LLMOS_REQUESTS_URL"] == "redis://valkey:6379/0"
+
+
+@pytest.mark.parametrize("service", ["migrate", "gateway", "registry", "trainer", "inference"])
+def test_another_s3_is_an_address_and_credentials_of_its_own(service: str) -> None:
+    other = {"STORE_URL": "s3://s3.example.com/llmos", "S3_ACCESS_KEY": "id", "S3_SECRET_KEY": "key", "S3_SECURE": "1"}
+    other = {f"{PREFIX}{name}": value for name, value in other.items()}
+    assert other.items() <= ComposeFile(other).environment(service).items()
+    own = ComposeFile({"MINIO_ROOT_USER": "minio-id", "MINIO_ROOT_PASSWORD": "minio-key"}).environment(service)
+    assert own[f"{PREFIX}STORE_URL"] == "s3://minio:9000/llmos"
+    assert (own[f"{PREFIX}S3_ACCESS_KEY"], own[f"{PREFIX}S3_SECRET_KEY"]) == ("minio-id", "minio-key")
+
+
 def test_every_service_gets_every_setting_that_the_example_offers() -> None:
     offered = set(re.findall(rf"^#?({PREFIX}\w+)=", EXAMPLE_ENV, re.MULTILINE))
     offered -= {
         f"{PREFIX}{name}"
-        for name in ("API_KEY", "NODE", "S3_PUBLIC_URL", "S3_SECURE")  # for those who need it
+        # for those who need it
+        for name in ("API_KEY", "NODE", "STORE_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY", "S3_PUBLIC_URL", "S3_SECURE")
     }
     offered = {name for name in offered if not name.startswith(f"{PREFIX}BACKUP_")}
     services = compose()["services"]
