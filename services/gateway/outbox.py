@@ -35,7 +35,7 @@ from structlog import get_logger
 from services.gateway.sql import lock, reading, writing
 from services.gateway.tables import submissions
 from shared.bus.port import Bus, BusError, Position
-from shared.contracts.message import Message, decode
+from shared.contracts.message import AsWritten, Message
 from shared.contracts.topics import TOPICS, Topic
 from shared.db.locks import turn
 from shared.outage import Outage
@@ -149,7 +149,8 @@ class Outbox:
             claimed = _claim(sql)
         try:
             for number, row in enumerate(claimed):
-                future = self.publish(_TOPICS[row.topic], row.subject, decode(row.command))
+                command = AsWritten(id=row.command_id, raw=row.command)  # perhaps by a newer gateway
+                future = self.publish(_TOPICS[row.topic], row.subject, command)
                 if number == 0:
                     future.result(timeout=PUBLISH_TIMEOUT_S)
         except (BusError, TimeoutError):
@@ -195,10 +196,11 @@ def _due() -> Select[Any]:
     """
     now = datetime.now(UTC)
     first = func.min(submissions.c.created_at).filter(UNFINISHED).over(partition_by=submissions.c.subject)
-    columns = submissions.c.command_id, submissions.c.created_at, submissions.c.next_at, first.label("first")
-    each = select(*columns).where(submissions.c.done_at.is_(None)).subquery().c
+    columns = submissions.c.command_id, submissions.c.topic, submissions.c.created_at, submissions.c.next_at
+    each = select(*columns, first.label("first")).where(submissions.c.done_at.is_(None)).subquery().c
     clear = each.first.is_(None) | (each.created_at <= each.first)
-    oldest = select(each.command_id).where(each.next_at <= now, clear).order_by(each.created_at).limit(AT_ONCE)
+    known = each.topic.in_(_TOPICS)  # the rest is for the newer gateway that wrote it
+    oldest = select(each.command_id).where(each.next_at <= now, clear, known).order_by(each.created_at).limit(AT_ONCE)
     # Said again of the row itself: who locks it looks once more whether another gateway has claimed it meanwhile.
     still = submissions.c.done_at.is_(None), submissions.c.next_at <= now
     return select(submissions).where(submissions.c.command_id.in_(oldest), *still).order_by(submissions.c.created_at)

@@ -81,6 +81,18 @@ class Message(Value):
         return orjson.dumps({**head, **envelope, "body": fields})
 
 
+class AsWritten(Message):
+    """Wire bytes to publish as they are: what a newer version wrote there is not lost. No type of its own."""
+
+    raw: bytes
+
+    def encode(self) -> bytes:
+        return self.raw
+
+
+del Message.by_type[AsWritten.__name__]
+
+
 def decode_envelope(raw: bytes) -> Envelope:
     """The outer part of wire bytes. Raises DecodeError."""
     try:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
+import orjson
 import pytest
 from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import OperationalError
@@ -90,6 +91,51 @@ def test_what_the_bus_did_not_take_is_published_when_it_is_back(engine: Engine, 
     eventually(lambda: accepting.outcome(command_id) == (True, None))
     assert accepting.outbox.oldest_unpublished() is None
     accepting.stop()
+
+
+def written_by_a_newer_gateway(engine: Engine, command_id: str, **changes: object) -> None:
+    """In the place of what we wrote."""
+    with engine.begin() as sql:
+        sql.execute(update(submissions).where(submissions.c.command_id == command_id).values(**changes))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("CancelJob", id="a field that we do not know"),
+        pytest.param("Sing", id="a type that we do not know"),
+    ],
+)
+def test_what_a_newer_gateway_wrote_is_published_as_it_is(engine: Engine, bus: MemoryBus, kind: str) -> None:
+    bus.away = True
+    accepting = Submissions(engine, bus, Settings())
+    command = CancelJob(job_id="job-1")
+    accepting.accept(asked(), Order(JOBS_COMMANDS, "job-1", "job-1", command, until="published"))
+    envelope = orjson.loads(command.encode())
+    raw = orjson.dumps({**envelope, "type": kind, "body": {"job_id": "job-1", "song": "blue"}})
+    written_by_a_newer_gateway(engine, command.id, command=raw)
+    bus.away = False
+    accepting.start()
+    eventually(lambda: accepting.outcome(command.id) == (True, None))
+    accepting.stop()
+    assert [record.raw for record in bus.server.logs["jobs.commands"].records] == [raw]
+
+
+def test_a_topic_that_only_a_newer_gateway_knows_is_left_to_it_and_holds_up_nothing(
+    engine: Engine, bus: MemoryBus
+) -> None:
+    bus.away = True
+    accepting = Submissions(engine, bus, Settings())
+    newer = accepting.accept(asked("newer"), cancel("job-1")).command_id
+    written_by_a_newer_gateway(engine, newer, topic="songs.commands")
+    command_id = accepting.accept(asked("ours"), cancel("job-2")).command_id
+    bus.away = False
+    accepting.start()
+    eventually(lambda: accepting.outcome(command_id) == (True, None))
+    accepting.stop()
+    with engine.connect() as sql:
+        still = select(submissions.c.tries, submissions.c.published_at).where(submissions.c.command_id == newer)
+        assert sql.execute(still).one() == (0, None)
 
 
 def test_keys_and_limits(engine: Engine, bus: MemoryBus) -> None:
