@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from kafka.admin import UserScramCredentialUpsertion
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ResourcePattern,
+    ResourceType,
+    UserScramCredentialUpsertion,
+)
 
 from shared.kafka.clients import admin
 from tests.kafka_server import KafkaServer, own_kafka
+from tests.waiting import eventually
 
 USER, PASSWORD = "me", "s3cret:/?%"
 PROTOCOLS = ("PLAINTEXT", "SASL_PLAINTEXT", "SASL_SSL")
@@ -36,6 +45,14 @@ class GuardedKafka:
         scheme, port = ("kafkas", self.port + 1) if tls else ("kafka", self.port)
         return f"{scheme}://{login}@127.0.0.1:{port}?sasl={mechanism}{trust}"
 
+    def allow(self, kind: ResourceType, name: str, *rights: ACLOperation) -> None:
+        """From now on USER may do this with the topic or group, and nothing else with it. Before, all may do all."""
+        where = ResourcePattern(kind, name)
+        acls = [ACL(f"User:{USER}", "*", right, ACLPermissionType.ALLOW, where) for right in rights]
+        assert not self.server.ask(lambda client: client.create_acls(acls))["failed"]
+        mine = ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, where)
+        eventually(lambda: len(self.server.ask(lambda client: client.describe_acls(mine)[0])) >= len(acls))
+
 
 @contextmanager
 def guarded_kafka() -> Iterator[GuardedKafka]:
@@ -53,6 +70,9 @@ sasl.enabled.mechanisms={",".join(MECHANISMS)}
 ssl.keystore.type=PKCS12
 ssl.keystore.location={server.folder}/broker.p12
 ssl.keystore.password=changeit
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
 """
     for listener in ("sasl_plaintext", "sasl_ssl"):
         for mechanism in MECHANISMS:

@@ -66,7 +66,7 @@ class BusError(Exception):
     BusError
     ├── BusUnavailable       the server is away; the message was not accepted
     │   ├── BusUninitialized  it is there, and a topic is missing
-    │   └── BusRefuses        it is there, and does not take the credentials
+    │   └── BusRefuses        it is there, and does not let us in, or not do what we need
     ├── BusFull              too much is in flight: the server is away or slow
     └── IncompatibleBus      the server or a topic is not what this version needs
     """
@@ -81,7 +81,7 @@ class BusUninitialized(BusUnavailable, Uninitialized):
 
 
 class BusRefuses(BusUnavailable):
-    """The user or the password is wrong: trying again does not help."""
+    """The user or the password is wrong, or the user lacks a right: trying again does not help."""
 
 
 class BusFull(BusError):

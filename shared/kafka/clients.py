@@ -57,7 +57,8 @@ _read_last_words(KafkaSSLTransport)
 
 
 class Refused(KafkaError):  # type: ignore[misc]
-    """The servers answer, and do not take the user and the password: trying again does not help."""
+    """The servers answer, and do not take the user and the password, or the user lacks a right: trying again does not
+    help."""
 
     def __str__(self) -> str:
         return str(self.args[0])

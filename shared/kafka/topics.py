@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 from kafka.admin import AlterConfigOp, ConfigResource, ConfigResourceType
 
-from shared.kafka.clients import admin
+from shared.kafka.clients import Refused, admin
 
 CLEANUP = "cleanup.policy"
 FLUSH = "flush.messages"
@@ -21,6 +21,13 @@ READY_S = 30.0
 
 class WrongTopics(Exception):
     """Topics on the server have another shape than they should; the message names them."""
+
+
+class NoSettings(kafka_errors.KafkaError):  # type: ignore[misc]
+    """A topic has no settings yet; the message names it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,21 @@ def make_topics(url: str, specs: Sequence[TopicSpec], *, durable: bool = True) -
 
 
 def existing(client: KafkaAdminClient, names: Iterable[str]) -> dict[str, Any]:
-    """What the server says of each of these topics that it has."""
-    return {topic["name"]: topic for topic in client.describe_topics(list(names)) if not topic["error_code"]}
+    """What the server says of each of these topics that it has. Raises Refused, KafkaError."""
+    found = {topic["name"]: topic for topic in client.describe_topics(list(names))}
+    for name, topic in found.items():
+        if topic["error_code"] == kafka_errors.TopicAuthorizationFailedError.errno:
+            raise _no_right("Describe", name)
+    return {name: topic for name, topic in found.items() if not topic["error_code"]}
 
 
 def cleanup_of(client: KafkaAdminClient, names: Sequence[str]) -> dict[str, set[str]]:
-    """How each topic is cleaned: `delete`, `compact`, or both."""
-    return {name: set(found[CLEANUP]["value"].split(",")) for name, found in _configs(client, names, [CLEANUP]).items()}
+    """How each topic is cleaned: `delete`, `compact`, or both. Raises Refused, NoSettings where one was just made."""
+    found = _configs(client, names, [CLEANUP])
+    if unknown := [name for name in names if CLEANUP not in found[name]]:
+        _insist_on("DescribeConfigs", client, unknown)
+        raise NoSettings(f"topic {unknown[0]} has no settings yet: try again")
+    return {name: set(found[name][CLEANUP]["value"].split(",")) for name in names}
 
 
 def check(client: KafkaAdminClient, specs: Sequence[TopicSpec]) -> None:
@@ -110,6 +125,8 @@ def _create(client: KafkaAdminClient, specs: Sequence[TopicSpec], *, durable: bo
         error = kafka_errors.for_code(topic["error_code"])
         if error is kafka_errors.NoError:
             created.append(topic["name"])
+        elif issubclass(error, kafka_errors.AuthorizationError):
+            raise _no_right("Create", topic["name"])
         elif error is not kafka_errors.TopicAlreadyExistsError:
             raise error(f"topic {topic['name']}: {topic['error_message']}")
     client.wait_for_topics(list(wanted), timeout_ms=READY_S * 1000)
@@ -120,9 +137,13 @@ def _create(client: KafkaAdminClient, specs: Sequence[TopicSpec], *, durable: bo
 def _wait_for_configs(client: KafkaAdminClient, names: Sequence[str]) -> None:
     """A new topic may be known before its settings are."""
     deadline = time.monotonic() + READY_S
-    while not all(CLEANUP in configs for configs in _configs(client, names, [CLEANUP]).values()):
-        if time.monotonic() > deadline:
-            raise kafka_errors.KafkaTimeoutError("the new topics have no settings yet: try again")
+    while True:
+        try:
+            cleanup_of(client, names)
+            return
+        except NoSettings:
+            if time.monotonic() > deadline:
+                raise
         time.sleep(0.1)
 
 
@@ -161,3 +182,15 @@ def _configs(client: KafkaAdminClient, names: Sequence[str], keys: Sequence[str]
     resources = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(keys)) for name in names]
     found = client.describe_configs(resources, config_filter="all").get("topic", {})
     return {name: dict(found.get(name, {})) for name in names}
+
+
+def _insist_on(right: str, client: KafkaAdminClient, names: Sequence[str]) -> None:
+    """Raises Refused where we lack it on one: the library does not tell why a topic's settings were not told."""
+    for name, topic in existing(client, names).items():
+        rights = {known.replace("_", "") for known in topic.get("authorized_operations") or ()}
+        if rights and right.upper() not in rights:
+            raise _no_right(right, name)
+
+
+def _no_right(right: str, topic: str) -> Refused:
+    return Refused(f"the Kafka user has no right to {right} on topic {topic}: its ACLs must allow it")

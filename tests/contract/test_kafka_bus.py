@@ -15,11 +15,11 @@ from uuid import uuid4
 
 import orjson
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
-from shared.bus import check_access
+from shared.bus import check_access, need
 from shared.bus.delivery import RawRecord
 from shared.bus.kafka import KafkaBus, group
 from shared.bus.kafka.follower import Follower
@@ -28,7 +28,7 @@ from shared.bus.port import BusUnavailable, IncompatibleBus, Record
 from shared.contracts.jobs import CancelJob
 from shared.contracts.topics import JOBS_STATE, NODES_HEARTBEATS, TOPICS, Topic
 from shared.kafka.address import Address
-from shared.settings import SettingsError
+from shared.settings import Settings, SettingsError
 from tests.contract.test_bus import Seen, name_of, put
 from tests.kafka_server import KafkaServer, kafka
 from tests.waiting import eventually
@@ -154,6 +154,26 @@ def test_a_bus_without_topics_says_how_to_make_them(server: KafkaServer) -> None
     put(bus, missing, "a")
     eventually(lambda: seen.names == ["a"])
     bus.close()
+
+
+def test_a_topic_whose_settings_are_not_known_yet_is_waited_for(
+    server: KafkaServer, bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = new_topic(server)
+    describe, just_made = KafkaAdminClient.describe_configs, [True]
+
+    def describe_later(client: KafkaAdminClient, *asked: object, **how: object) -> object:
+        return {"topic": {events.name: {}}} if just_made else describe(client, *asked, **how)
+
+    monkeypatch.setattr(KafkaAdminClient, "describe_configs", describe_later)
+    waiting = KafkaBus(server.url, "test", topics=[events])
+    with pytest.raises(BusUnavailable, match=f"topic {events.name} has no settings yet"):
+        waiting.ping()
+    needed = need(waiting, Settings())
+    assert not needed.there()
+    just_made.clear()
+    eventually(needed.there)
+    waiting.close()
 
 
 def test_admin_init_makes_the_topics_and_may_run_again(server: KafkaServer, tmp_path: Path) -> None:

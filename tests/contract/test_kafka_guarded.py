@@ -10,9 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from kafka.admin import ACLOperation, ResourceType
 
 from shared import bus as buses
 from shared import requests as all_requests
+from shared.bus.kafka import KafkaBus
 from shared.bus.kafka.topics import create_topics
 from shared.bus.port import BusRefuses, BusUnavailable
 from shared.contracts.inference import Cancel
@@ -108,6 +110,33 @@ def test_a_publish_that_is_not_let_in_fails_in_time(guarded: GuardedKafka) -> No
     future = bus.publish(Topic("jobs.events", None), "a", CancelJob(job_id="a"))
     with pytest.raises(BusUnavailable, match="did not take the message"):
         future.result(60)
+    bus.close()
+
+
+def topic_with(guarded: GuardedKafka, *rights: ACLOperation) -> tuple[Topic, str]:
+    """A topic that somebody else has made, and how one who has only these rights on it reaches it."""
+    events = Topic(f"{uuid4().hex}.events", timedelta(days=1), 2)
+    create_topics(guarded.server.url, [events])
+    for name in (events.name, events.dlq.name):
+        guarded.allow(ResourceType.TOPIC, name, *rights)
+    return events, guarded.url("PLAIN", tls=False)
+
+
+@pytest.mark.parametrize(
+    ("right", "lacking"),
+    [(ACLOperation.DESCRIBE_CONFIGS, "Describe"), (ACLOperation.WRITE, "DescribeConfigs")],
+    ids=["describe", "describe-configs"],
+)
+def test_a_start_without_a_right_ends_with_a_sentence_that_names_it(
+    guarded: GuardedKafka, right: ACLOperation, lacking: str
+) -> None:
+    events, url = topic_with(guarded, right)
+    bus = KafkaBus(url, "test", topics=[events])
+    said = rf"^LLMOS_BUS_URL: the Kafka user has no right to {lacking} on topic {events.name}: its ACLs must allow it"
+    with pytest.raises(SettingsError, match=said):
+        buses.need(bus, Settings()).there()
+    with pytest.raises(BusRefuses, match=f"no right to {lacking}"):
+        create_topics(url, [events])
     bus.close()
 
 
