@@ -11,6 +11,7 @@ from services.trainer import protocol
 from services.trainer.endings import StopOrder
 from services.trainer.transfers import Aborted
 from shared.contracts.jobs import DesiredAttempt, FailureReason, Place, Wish
+from shared.kafka.address import TLS, Address
 from shared.settings import Settings
 
 PEERS_WORD_S = 15.0
@@ -114,8 +115,7 @@ def own_address(settings: Settings) -> str:
     """
     if settings.advertise_address:
         return settings.advertise_address
-    place = urlsplit(settings.bus_url).netloc.split(",")[0]
-    bus = urlsplit(f"//{place.rpartition('@')[2]}").hostname
+    bus = _bus_host(settings.bus_url)
     return _near_end(bus) if bus else LOOPBACK
 
 
@@ -137,6 +137,14 @@ def reserve_port(address: str) -> socket.socket:
 
 def _in_order(desired: DesiredAttempt) -> list[Place]:
     return sorted(desired.places, key=lambda place: place.rank)
+
+
+def _bus_host(url: str) -> str | None:
+    """The first of its servers; none where the bus is on this host alone."""
+    if url.partition("://")[0] not in TLS:
+        return urlsplit(url).hostname
+    host, _, _ = Address.parse(url).servers[0].rpartition(":")
+    return host.strip("[]")
 
 
 def _near_end(host: str) -> str:

@@ -144,7 +144,10 @@ def test_a_finished_rank_does_not_keep_its_node_from_stopping() -> None:
         ({"bus_url": "memory://"}, "127.0.0.1"),
         ({"bus_url": "valkey+unix:///tmp/bus.sock"}, "127.0.0.1"),
         ({"bus_url": "kafka://127.0.0.1:9092,127.0.0.2:9092"}, "127.0.0.1"),
+        ({"bus_url": "kafkas://user:a,b[c@127.0.0.1,127.0.0.2:9092?sasl=PLAIN"}, "127.0.0.1"),
+        ({"bus_url": "kafka://[::1]:9092"}, "::1"),
         ({"bus_url": "valkey://user:secret@127.0.0.1:6379"}, "127.0.0.1"),
+        ({"bus_url": "valkey://user:a,b@127.0.0.1:6379"}, "127.0.0.1"),
         ({"bus_url": "kafka://elsewhere.invalid:9092", "advertise_address": "gpu-1.lan"}, "gpu-1.lan"),
     ],
 )
