@@ -14,6 +14,13 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from services.inference.keeper import LAST_WORDS_S as KEEPERS_WORDS_S
+from services.inference.main import LAST_WORDS_S as AGENTS_WORDS_S
+from services.trainer.doorbell import STOP_TIMEOUT_S
+from services.trainer.heartbeat import FAREWELL_TIMEOUT_S
+from services.trainer.main import REPORT_TIME_S
+from shared.bus.kafka.publisher import LATE_S
+from shared.bus.publisher import DELIVERY_TIMEOUT_S
 from shared.settings import EXAMPLE, PREFIX, Settings, SettingsError, load_settings
 from tests.e2e.compose_file import ComposeFile
 
@@ -179,6 +186,18 @@ def start_of_another(service: dict[str, Any], environment: dict[str, str], _: ob
     done = subprocess.run(command, env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True)
     assert (done.stdout == "started\n") is (done.returncode == 0)
     return done.stderr
+
+
+@pytest.mark.parametrize("service", ["trainer", "inference", "trainer-gpu", "inference-gpu"])
+def test_a_worker_that_is_told_to_stop_is_killed_only_after_the_time_that_it_may_take(service: str) -> None:
+    said = ComposeFile({}).filled(compose()["services"][service]["stop_grace_period"])
+    given_s = int(said.removesuffix("s"))
+    last_words_s = FAREWELL_TIMEOUT_S + DELIVERY_TIMEOUT_S + LATE_S
+    assert given_s > Settings().stop_grace_s + REPORT_TIME_S + STOP_TIMEOUT_S + last_words_s
+    assert given_s > Settings().drain_timeout_s + KEEPERS_WORDS_S + AGENTS_WORDS_S + last_words_s
+    operations = (ROOT / "docs/operations.md").read_text()
+    assert f"`terminationGracePeriodSeconds: {given_s}`" in operations
+    assert f"--stop-timeout {given_s} " in operations
 
 
 def test_only_the_gateway_is_reachable_from_outside_and_the_rest_on_loopback_at_most() -> None:
