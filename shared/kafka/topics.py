@@ -24,7 +24,7 @@ class WrongTopics(Exception):
 
 
 class NoSettings(kafka_errors.KafkaError):  # type: ignore[misc]
-    """A topic has no settings yet; the message names it."""
+    """A topic has no settings yet, or does not take ours; the message names it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -157,8 +157,12 @@ def _bring_up_to_date(client: KafkaAdminClient, specs: Sequence[TopicSpec], *, d
         for name, configs in wanted.items()
         if (differing := _differing(configs, now[name]))
     ]
-    if changes:
-        client.alter_configs(changes)
+    if not changes:
+        return
+    answers = client.alter_configs(changes)["topic"]
+    if refused := [name for name, answer in answers.items() if answer != "OK"]:
+        _insist_on("AlterConfigs", client, refused)
+        raise NoSettings(f"topic {refused[0]} does not take its settings: {answers[refused[0]]}")
 
 
 def _replicas(topic: Mapping[str, Any]) -> int:

@@ -28,6 +28,7 @@ from shared.bus.port import BusUnavailable, IncompatibleBus, Record
 from shared.contracts.jobs import CancelJob
 from shared.contracts.topics import JOBS_STATE, NODES_HEARTBEATS, TOPICS, Topic
 from shared.kafka.address import Address
+from shared.kafka.topics import make_topics
 from shared.settings import Settings, SettingsError
 from tests.contract.test_bus import Seen, name_of, put
 from tests.kafka_server import KafkaServer, kafka
@@ -111,6 +112,12 @@ def test_a_new_retention_reaches_a_topic_that_is_there(server: KafkaServer) -> N
     events = new_topic(server)
     assert create_topics(server.url, [replace(events, retention=timedelta(hours=1))]).created == []
     eventually(lambda: settings_of(server, events.name, "retention.ms") == {"retention.ms": "3600000"})
+
+
+def test_settings_that_a_topic_does_not_take_are_no_success(server: KafkaServer) -> None:
+    events = spec(new_topic(server))
+    with pytest.raises(KafkaError, match=f"^topic {events.name} does not take its settings: .*segment.ms"):
+        make_topics(server.url, [replace(events, configs={"segment.ms": "0"})])
 
 
 @pytest.mark.parametrize("other", [{"partitions": 5}, {"compacted": True}], ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -138,6 +139,13 @@ def test_a_start_without_a_right_ends_with_a_sentence_that_names_it(
     with pytest.raises(BusRefuses, match=f"no right to {lacking}"):
         create_topics(url, [events])
     bus.close()
+
+
+def test_settings_that_we_may_not_change_are_no_success(guarded: GuardedKafka) -> None:
+    events, url = topic_with(guarded, ACLOperation.DESCRIBE, ACLOperation.DESCRIBE_CONFIGS)
+    create_topics(url, [events])
+    with pytest.raises(BusRefuses, match=f"no right to AlterConfigs on topic {events.name}"):
+        create_topics(url, [replace(events, retention=timedelta(hours=1))])
 
 
 def test_an_address_says_how_to_reach_its_servers(tmp_path: Path) -> None:
