@@ -41,8 +41,8 @@ from shared.telemetry import setup_telemetry
 
 log = get_logger("gateway")
 
-CANNOT_LISTEN = 3
-"""The exit code where the address is taken; uvicorn has said so."""
+DID_NOT_START = 3
+"""The exit code where the address is taken, or the application failed to begin; uvicorn has said which."""
 
 
 def create_app(
@@ -153,7 +153,7 @@ def main() -> None:
     if refusals:
         die(refusals[0])
     if not server.started:
-        sys.exit(CANNOT_LISTEN)
+        sys.exit(DID_NOT_START)
 
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
