@@ -37,12 +37,11 @@ def create_topic(url: str) -> Made:
     """Make the topic where it is not there yet. Raises RequestsUnavailable, SettingsError."""
     try:
         return make_topics(url, [TOPIC], durable=False)
-    except Refused as error:
+    except (Refused, WrongTopics) as error:
         raise SettingsError(f"LLMOS_REQUESTS_URL: {error}") from None
-    except (WrongTopics, KafkaError) as error:
-        why = str(error) if isinstance(error, WrongTopics) else trouble(url, error)
+    except KafkaError as error:
         raise RequestsUnavailable(
-            f"the topic of requests could not be made on kafka://{Address.parse(url)}: {why}"
+            f"the topic of requests could not be made on kafka://{Address.parse(url)}: {trouble(url, error)}"
         ) from error
 
 
