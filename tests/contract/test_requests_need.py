@@ -41,7 +41,7 @@ def test_a_topic_of_another_shape_ends_a_start_and_an_init_at_once(tmp_path: Pat
         done = subprocess.run(init, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert "LLMOS_REQUESTS_URL: inference.requests has 3 partitions" in done.stderr
         assert done.returncode
-        with pytest.raises(SettingsError, match="^LLMOS_REQUESTS_URL: inference.requests has 3 partitions"):
+        with pytest.raises(SettingsError, match=r"^LLMOS_REQUESTS_URL: inference\.requests has 3 partitions"):
             requests.need(Settings(requests_url=server.url)).there()
 
 
