@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog import get_logger
 
 from services.gateway.gateway import Gateway
+from services.gateway.view.follower import MOST_WAITING
 from services.gateway.view.view import GROUP, GROUP_TOPICS
 from shared.bus.port import BusError
 from shared.contracts.topics import TOPICS
@@ -101,7 +102,10 @@ class _AtScrape(Collector):
         )
 
     def _lag(self) -> Metric:
-        gauge = GaugeMetricFamily("llmos_view_lag_records", "Records that the view has not taken in.", labels=["topic"])
+        meaning = (
+            f"Records that the view has not taken in; of a state topic {MOST_WAITING} at most: the bus has the rest."
+        )
+        gauge = GaugeMetricFamily("llmos_view_lag_records", meaning, labels=["topic"])
         for follower in self._gateway.view.followers:
             gauge.add_metric([follower.topic.name], follower.waiting)
         for topic in GROUP_TOPICS:

@@ -65,7 +65,10 @@ def upsert_all(
     rows: Sequence[dict[str, Any]],
     when: Callable[[Any], ColumnElement[bool]] | None = None,
 ) -> None:
-    """`upsert` of many rows that have the same columns, as one statement."""
+    """`upsert` of many rows that have the same columns: one statement, which the driver runs for each in turn.
+
+    So a key may come twice. PostgreSQL's driver waits for the answers only at the end.
+    """
     if rows:
         sql.execute(_upsert(sql, table, rows[0], when), list(rows))
 
