@@ -50,13 +50,14 @@ def weed() -> str:
 class MinioServer:
     """A real MinIO on a folder. It can be killed and started again. Skips where there is none, and fails in CI."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, region: str = "") -> None:
         script = beside.script("minio/minio.sh")
         if script is None:
             beside.go_without(NO_MINIO)
         self._port = free_ports_in_a_row(2)  # the console takes the next one
         self._folder = folder
         self._command = ["bash", str(script), str(folder / "data"), str(self._port)]
+        self._region = {"MINIO_SITE_REGION": region} if region else {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +67,7 @@ class MinioServer:
     def start(self) -> S3Server:
         """Returns when it answers; what it had kept is there again."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+        environment = {**os.environ, "MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, **self._region}
         file = self._folder / "minio.log"
         with file.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
@@ -83,9 +84,9 @@ class MinioServer:
 
 
 @contextmanager
-def minio_server(folder: Path) -> Iterator[S3Server]:
+def minio_server(folder: Path, region: str = "") -> Iterator[S3Server]:
     """A started MinIO on `folder`, ended afterwards."""
-    server = MinioServer(folder)
+    server = MinioServer(folder, region)
     try:
         yield server.start()
     finally:

@@ -149,9 +149,10 @@ class S3Store:
     def link(self, key: str, disposition: str) -> str | None:
         if self._outside is None:
             return None
+        with self._on(key) as client:
+            region = client.region(self._bucket)
         headers = {"response-content-disposition": disposition}
-        url = self._outside.presigned_get_object(self._bucket, check_key(key), LINK_LIVES, response_headers=headers)
-        return cast(str, url)
+        return self._outside.link(self._bucket, key, region, LINK_LIVES, headers)
 
     def prepare(self) -> Sequence[str]:
         made = []
@@ -239,7 +240,7 @@ class S3Store:
         if self._client.bucket_exists(self._bucket):
             return False
         try:
-            self._client.make_bucket(self._bucket)
+            self._client.make(self._bucket)
         except S3Error as error:
             if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:  # another process was faster
                 raise

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import cast
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
@@ -18,6 +20,7 @@ from shared.store.s3_http import Connections
 from shared.store.s3_silence import silence
 
 NOT_THERE = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
+ELSEWHERE = "AuthorizationHeaderMalformed"
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 NO_ROOM = {
     "EntityTooLarge",
@@ -57,6 +60,28 @@ class MultipartClient(Minio):  # type: ignore[misc]
     def abort(self, bucket: str, key: str, upload_id: str) -> None:
         self._abort_multipart_upload(bucket, key, upload_id)
 
+    def make(self, bucket: str) -> None:
+        """A bucket where the server is: one that is not in us-east-1 says so in its refusal."""
+        try:
+            self.make_bucket(bucket)
+        except S3Error as error:
+            if error.code != ELSEWHERE:
+                raise
+            self.make_bucket(bucket, ElementTree.fromstring(error.response.data).findtext("Region"))
+
+    def region(self, bucket: str) -> str:
+        """Where the server says that the bucket is; asked once."""
+        return cast(str, self._get_region(bucket))
+
+
+class Signer(Minio):  # type: ignore[misc]
+    """Only signs addresses, under a name of the store that need not be reachable from here: it never connects."""
+
+    def link(self, bucket: str, key: str, region: str, lives: timedelta, headers: dict[str, str]) -> str:
+        """An address by which whoever has it gets the object, answered with these headers."""
+        self._region_map[bucket] = region  # else it would ask for it
+        return cast(str, self.presigned_get_object(bucket, key, lives, response_headers=headers))
+
 
 def make_client(endpoint: str, access_key: str, secret_key: str, *, secure: bool, connections: int) -> MultipartClient:
     """A client whose silence is bounded: a server that is away or hangs is told within seconds."""
@@ -64,13 +89,13 @@ def make_client(endpoint: str, access_key: str, secret_key: str, *, secure: bool
     return MultipartClient(endpoint, access_key or None, secret_key or None, secure=secure, http_client=http)
 
 
-def make_signer(public_url: str, access_key: str, secret_key: str) -> Minio:
-    """A client that only signs addresses: it is never connected, so the region is said. Raises ValueError."""
+def make_signer(public_url: str, access_key: str, secret_key: str) -> Signer:
+    """Raises ValueError."""
     address = urlsplit(public_url)
     if address.scheme not in {"http", "https"} or not address.netloc or address.path.strip("/"):
         raise ValueError(f"LLMOS_S3_PUBLIC_URL is https://host:port, not {public_url!r}")
     secure = address.scheme == "https"
-    return Minio(address.netloc, access_key or None, secret_key or None, secure=secure, region="us-east-1")
+    return Signer(address.netloc, access_key or None, secret_key or None, secure=secure)
 
 
 @contextmanager

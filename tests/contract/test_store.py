@@ -24,7 +24,7 @@ from shared.store.local import LocalStore
 from shared.store.port import InvalidKey, ObjectNotFound, ObjectStore, StoreFull, StoreUnavailable, StoreUninitialized
 from shared.store.s3 import S3Store
 from shared.store.s3_client import MultipartClient
-from tests.s3_server import S3_SERVERS, S3Server
+from tests.s3_server import S3_SERVERS, S3Server, minio_server
 
 MB = 2**20
 
@@ -293,6 +293,28 @@ def test_a_link_gives_the_object_to_whoever_has_it_under_the_name_it_shall_have(
     assert answer.headers["content-disposition"] == 'attachment; filename="weights.bin"'
     assert httpx.get(url.replace("blobs/a", "blobs/b")).status_code in (403, 404)
     assert bucket_of(s3).link("blobs/a", "attachment") is None
+
+
+def test_a_link_is_signed_for_the_region_that_the_bucket_is_in(tmp_path: Path) -> None:
+    with minio_server(tmp_path, region="eu-central-7") as server:
+        outside = f"http://localhost:{server.endpoint.rpartition(':')[2]}"
+        store = S3Store(server.endpoint, "links", server.access_key, server.secret_key, public_url=outside)
+        store.prepare()
+        store.put_bytes("blobs/a", b"0123456789")
+        later = S3Store(server.endpoint, "links", server.access_key, server.secret_key, public_url=outside)
+        for each in (store, later):
+            url = each.link("blobs/a", "attachment")
+            assert url is not None
+            assert url.startswith(f"{outside}/links/blobs/a?")
+            answer = httpx.get(url)
+            assert (answer.status_code, answer.content) == (200, b"0123456789"), answer.text
+
+
+def test_a_link_is_signed_by_a_name_that_is_not_reachable_from_here(s3: S3Server) -> None:
+    outside = "https://store.example.invalid"
+    store = S3Store(s3.endpoint, "outside", s3.access_key, s3.secret_key, public_url=outside)
+    store.prepare()
+    assert (store.link("blobs/a", "attachment") or "").startswith(f"{outside}/outside/blobs/a?")
 
 
 def test_local_copies_share_the_bytes(tmp_path: Path) -> None:
