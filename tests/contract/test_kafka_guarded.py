@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from kafka.admin import ACLOperation, ResourceType
@@ -16,7 +17,8 @@ from kafka.admin import ACLOperation, ResourceType
 from shared import bus as buses
 from shared import requests as all_requests
 from shared.bus.kafka import KafkaBus
-from shared.bus.kafka.topics import create_topics
+from shared.bus.kafka.cluster import Cluster
+from shared.bus.kafka.topics import create_topics, group_id
 from shared.bus.port import BusRefuses, BusUnavailable
 from shared.contracts.inference import Cancel
 from shared.contracts.jobs import CancelJob
@@ -146,6 +148,31 @@ def test_settings_that_we_may_not_change_are_no_success(guarded: GuardedKafka) -
     create_topics(url, [events])
     with pytest.raises(BusRefuses, match=f"no right to AlterConfigs on topic {events.name}"):
         create_topics(url, [replace(events, retention=timedelta(hours=1))])
+
+
+def test_a_group_that_is_not_let_in_says_so_once_and_once_that_it_is(
+    guarded: GuardedKafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "llmos.bus")
+    events, group, seen = Topic(f"{uuid4().hex}.events", timedelta(days=1), 2), uuid4().hex, Seen()
+    create_topics(guarded.server.url, [events])
+    guarded.allow(ResourceType.GROUP, group_id(events, group), ACLOperation.DESCRIBE)
+    tries, check = list[str](), Cluster.check
+
+    def count(cluster: Cluster, topic: Topic) -> UUID:
+        tries.append(topic.name)
+        return check(cluster, topic)
+
+    monkeypatch.setattr(Cluster, "check", count)
+    bus = KafkaBus(guarded.url("PLAIN", tls=False), "test", topics=[events])
+    put(bus, events, "a")
+    bus.subscribe(events, group, seen)
+    eventually(lambda: len(tries) >= 4, 30)
+    guarded.allow(ResourceType.GROUP, group_id(events, group), ACLOperation.READ)
+    eventually(lambda: seen.names == ["a"], 30)
+    bus.close()
+    said = [record.getMessage().partition(f":{group} ")[2] for record in caplog.records if group in record.getMessage()]
+    assert [line.partition(":")[0] for line in said] == ["waits, and is tried again until it works", "works again"]
 
 
 def test_an_address_says_how_to_reach_its_servers(tmp_path: Path) -> None:

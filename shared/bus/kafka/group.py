@@ -11,6 +11,7 @@ from uuid import UUID
 from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.net.selector import KernelEvent
+from kafka.structs import MemberState
 
 from shared.bus.delivery import RawRecord
 from shared.bus.kafka.cluster import Cluster
@@ -93,6 +94,9 @@ class GroupReader(Reader):
                 client.close()
             finally:
                 lanes.wait()
+
+    def is_reading(self, client: KafkaConsumer) -> bool:
+        return client.group_metadata().state is MemberState.STABLE
 
     def _goes_on(self, client: KafkaConsumer, where: TopicPartition, identity: UUID) -> bool:
         """Whether the group's place is one in this topic. After one in an earlier topic of the same name it is moved to

@@ -30,6 +30,8 @@ class Reader(reading.Reader):
         super().__init__(name, topic, away=KafkaError)
         self._cluster = cluster
         self._looked_at = 0.0
+        self._there = False
+        """Whether the servers answered when they were last asked for the topic."""
 
     @abstractmethod
     def read(self, identity: UUID) -> None:
@@ -37,9 +39,12 @@ class Reader(reading.Reader):
 
     def session(self) -> None:
         identity = self._cluster.check(self.topic)
-        self._looked_at = time.monotonic()
-        self.outage.ended()
+        self._looked_at, self._there = time.monotonic(), True
         self.read(identity)
+
+    def is_reading(self, client: KafkaConsumer) -> bool:
+        """Whether a poll that brought nothing has looked for something."""
+        return True
 
     def is_same(self, identity: UUID) -> bool:
         """Whether the topic is still the one with this identity. Looks only now and then; an outage changes nothing."""
@@ -49,9 +54,9 @@ class Reader(reading.Reader):
             same = self.look(identity)
         except BusUnavailable as error:
             self.outage.began(error)
-            same = True
+            same, self._there = True, False
         else:
-            self.answered()
+            self._there = True
         self._looked_at = time.monotonic()
         return same
 
@@ -68,6 +73,8 @@ class Reader(reading.Reader):
             self.outage.began(error)
             self.stopping.wait(AGAIN_S)
             return {}
+        if found or (self._there and self.is_reading(client)):
+            self.answered()
         return found
 
 
