@@ -25,6 +25,11 @@ class NodeTaken(Exception):
     """Another process of that role and name runs."""
 
 
+def lock_of(home: Path, node: str) -> Path:
+    """The file that whoever has the name holds locked."""
+    return home / f"{node}.lock"
+
+
 class NodeName:
     """A name, held on this machine until it is closed; the kernel lets go of it with the process."""
 
@@ -34,7 +39,7 @@ class NodeName:
         self.role = role
         self.boot_id = uuid4().hex
         home.mkdir(parents=True, exist_ok=True)
-        self._file = (home / f"{node}.lock").open("a+")
+        self._file = lock_of(home, node).open("a+")
         self._file.seek(0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,7 @@ from services.inference.leftovers import Leftovers
 from services.inference.process import Launcher
 from services.inference.pulling import Puller
 from services.inference.reports import StatusReports, earlier_replicas
+from shared.abandoned import clear_abandoned
 from shared.bus.port import Bus
 from shared.capacity import measure_capacity
 from shared.contracts.nodes import Role
@@ -66,9 +67,12 @@ async def serve(
 ) -> None:
     """Be the node's agent until SIGTERM or SIGINT, or until `stop` is set. Raises NodeTaken."""
     stop = stop or stop_at_signals()
-    folder = settings.home / "inference" / settings.node
+    home = settings.home / "inference"
+    folder = home / settings.node
     leftovers = Leftovers(folder / "replicas")
     left = leftovers.end_all()
+    if gone := clear_abandoned(home, lambda left: Leftovers(left / "replicas").end_all()):
+        log.info("abandoned_cleared", nodes=gone)
 
     def pause(pause_s: float) -> bool:
         time.sleep(pause_s)

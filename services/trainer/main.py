@@ -18,6 +18,7 @@ from services.trainer.leftovers import RunFolder
 from services.trainer.outbox import Contact
 from services.trainer.run import Run
 from services.trainer.workplace import Workplace
+from shared.abandoned import clear_abandoned
 from shared.bus.port import Bus
 from shared.capacity import measure_capacity
 from shared.contracts.jobs import DesiredAttempt, Place
@@ -59,6 +60,8 @@ def serve(settings: Settings, bus: Bus, store: ObjectStore) -> None:
         folder = RunFolder(home / settings.node / "runs")
         if ended := folder.end_leftovers():
             log.info("leftovers_cleared", runs=ended)
+        if gone := clear_abandoned(home, lambda left: RunFolder(left / "runs").end_leftovers()):
+            log.info("abandoned_cleared", nodes=gone)
         agent, heartbeat = assemble(settings, bus, store, folder, name.boot_id)
         for server in (shared.bus.need(bus, settings), shared.store.need(store, settings)):
             server.wait(_pause)  # before any job is taken, which only who has both can run

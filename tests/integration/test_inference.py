@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,10 +16,13 @@ import psutil
 import pytest
 
 from services.inference import keeper
+from services.inference.leftovers import Leftovers
 from shared.contracts.artifacts import ArtifactKind, ArtifactPin
 from shared.contracts.deployments import DeploymentSpec, ReplicaState, ReplicaStatus
 from shared.contracts.inference import FrameKind, Refusal
+from shared.contracts.nodes import Role
 from shared.contracts.topics import DEPLOYMENTS_STATUS
+from shared.node_name import NodeName
 from shared.settings import Settings
 from shared.store.port import ObjectStore
 from tests.ground import Ground
@@ -265,6 +269,26 @@ async def test_an_agent_takes_back_what_an_earlier_one_of_its_node_said_though_i
         await desk.gone("ghost")
         await aeventually(lambda: (last := desk.watched.last("r1")) and last.boot_id and last.max_model_len, 30)
     assert None not in desk.watched.statuses["other"] + desk.watched.statuses["r1"]
+
+
+async def test_an_agent_clears_what_one_of_another_name_left_that_nobody_has(
+    settings: Settings, store: ObjectStore, ground: Ground
+) -> None:
+    """As after a container was killed: the next one has another name and the same volume."""
+    home = settings.home / "inference"
+    left = Leftovers(home / "4f2e" / "replicas")
+    with NodeName(home, "9b1c", Role.inference):
+        Leftovers(home / "9b1c" / "replicas").note("r2")
+        orphan = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+        try:
+            left.note("r1", orphan.pid)
+            async with running_agent(settings, ground.bus(), store):
+                await aeventually(lambda: not (home / "4f2e").exists() and orphan.returncode is not None)
+        finally:
+            if orphan.returncode is None:
+                orphan.kill()
+            await orphan.wait()
+        assert list((home / "9b1c" / "replicas").iterdir())
 
 
 async def test_a_status_names_the_version_of_the_deployment_that_it_follows(desk: Desk, model: ArtifactPin) -> None:

@@ -109,8 +109,8 @@ class Service:
 
 
 @contextmanager
-def service(home: Path, *arguments: str) -> Iterator[Service]:
-    environment = {**os.environ, "LLMOS_HOME": str(home), "LLMOS_NODE": "here", "LLMOS_STOP_GRACE_S": "20"}
+def service(home: Path, *arguments: str, node: str = "here") -> Iterator[Service]:
+    environment = {**os.environ, "LLMOS_HOME": str(home), "LLMOS_NODE": node, "LLMOS_STOP_GRACE_S": "20"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.trainer_service", *arguments],
         env=environment,
@@ -135,6 +135,24 @@ def test_a_killed_trainer_takes_its_child_along_and_its_restart_clears_the_rest(
     with service(tmp_path) as second:
         second.await_message(AttemptStarted)
         assert left.isdisjoint({path.name for path in runs.iterdir()})
+
+
+def test_what_a_killed_container_left_is_cleared_by_the_next_that_has_another_name_and_nobody_elses(
+    tmp_path: Path,
+) -> None:
+    with service(tmp_path, node="9b1c") as alive_beside, service(tmp_path, node="4f2e") as first:
+        for trainer in (alive_beside, first):
+            trainer.await_message(Progress)
+        first.process.kill()
+        first.process.wait()
+        assert list((tmp_path / "trainer" / "4f2e" / "runs").iterdir())
+        with service(tmp_path, node="77aa") as next_one:
+            next_one.await_message(AttemptStarted)
+            assert not (tmp_path / "trainer" / "4f2e").exists()
+            assert list((tmp_path / "trainer" / ".abandoned").iterdir()) == []
+            assert list((tmp_path / "trainer" / "9b1c" / "runs").iterdir())
+            step = alive_beside.await_message(Progress).step
+            assert alive_beside.await_message(Progress).step > step
 
 
 def test_a_restart_ends_a_child_that_outlived_its_trainer(tmp_path: Path) -> None:
