@@ -86,6 +86,16 @@ def partition_count(client: KafkaProducer, topic: str, wait_s: float = 0.0) -> i
                 ) from error
 
 
+def known_partition_count(client: KafkaProducer, topic: str) -> int | None:
+    """As `partition_count`, without waiting. None as long as no server has said; they are asked anew."""
+    found = client._metadata.partitions_for_topic(topic)  # noqa: SLF001 - the library has only a call that waits
+    if found is not None:
+        return len(found)
+    client._sender.add_topic(topic)  # noqa: SLF001
+    client._metadata.request_update()  # noqa: SLF001
+    return None
+
+
 def close(client: KafkaProducer) -> None:
     """Let go of the producer, and of what it still holds after a moment: nobody waits for that any more."""
     try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -181,6 +182,33 @@ def test_a_topic_whose_settings_are_not_known_yet_is_waited_for(
     just_made.clear()
     eventually(needed.there)
     waiting.close()
+
+
+def test_a_missing_topic_holds_up_no_other_and_gets_its_messages_in_order_once_it_is_there(
+    server: KafkaServer, bus: KafkaBus
+) -> None:
+    events, seen = new_topic(server), Seen()
+    missing = Topic(f"{uuid4().hex}.events", timedelta(days=1), PARTITIONS)
+    waiting = [bus.publish(missing, "job", CancelJob(job_id=str(n))) for n in range(20)]
+    put(bus, events, *"abc")
+    waiting += [bus.publish(missing, "job", CancelJob(job_id=str(n))) for n in range(20, 40)]
+    put(bus, events, "d")
+    assert not any(future.done() for future in waiting)
+    create_topics(server.url, [missing])
+    bus.subscribe(missing, "g", seen)
+    eventually(lambda: seen.names == [str(n) for n in range(40)])
+    assert all(future.result(timeout=20) for future in waiting)
+
+
+def test_a_message_for_a_missing_topic_fails_after_its_own_time(server: KafkaServer) -> None:
+    missing = Topic(f"{uuid4().hex}.events", timedelta(days=1), PARTITIONS)
+    impatient = KafkaBus(server.url, "test", delivery_timeout_s=3)
+    for _ in range(2):
+        began = time.monotonic()
+        with pytest.raises(BusUnavailable, match=r"within 3 s: .*llmos admin init"):
+            impatient.publish(missing, "a", CancelJob(job_id="a")).result(timeout=20)
+        assert 3 <= time.monotonic() - began < 6
+    impatient.close()
 
 
 def test_admin_init_makes_the_topics_and_may_run_again(server: KafkaServer, tmp_path: Path) -> None:

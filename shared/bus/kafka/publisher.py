@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -19,8 +21,17 @@ from shared.bus.publisher import DELIVERY_TIMEOUT_S, MAX_IN_FLIGHT, Outgoing
 from shared.kafka import clients
 
 METADATA_WAIT_MS = 1000
+LOOK_AGAIN_S = 0.5
 LATE_S = 1.0
 """The producer lets a message expire on its own, except where it waits for the server to know it."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A topic that no server knows, and its messages, oldest first."""
+
+    why: KafkaError
+    waiting: deque[Outgoing] = field(default_factory=deque)
 
 
 class Publisher(publisher.Publisher):
@@ -40,37 +51,75 @@ class Publisher(publisher.Publisher):
         """The producer met an error that it does not get over."""
         self._sent: dict[Outgoing, None] = {}
         """What somebody waits for that the producer has, oldest first."""
+        self._missing: dict[str, Missing] = {}
+        """By name. To look for a topic the first time may take long; after that nobody waits for the answer."""
+        self._look_again_at = 0.0
 
     def _has_work(self) -> bool:
-        return super()._has_work() or bool(self._sent)
+        return super()._has_work() or bool(self._sent) or any(missing.waiting for missing in self._missing.values())
 
     def _send(self, batch: Sequence[Outgoing]) -> None:
         for outgoing in batch:
             self._hand_over(outgoing)
+        self._look_again()
         self._give_up_overdue()
 
     def _hand_over(self, outgoing: Outgoing) -> None:
-        """To the producer, which keeps the order and tries on its own; before that, try until the deadline."""
+        """To the producer, which keeps the order and tries on its own; before that, try until the deadline. Where the
+        topic is missing, the message waits for it by itself."""
         pause = Pause(threading.Event())
         late: Exception = KafkaTimeoutError("messages before it had to wait")
         while time.monotonic() < outgoing.deadline:
             try:
                 client = self._connected()
-                topic = outgoing.topic
-                found = clients.partition_count(client, topic.name)
-                if found != topic.partitions:
-                    self._settle([outgoing], misshapen(topic, f"{found} partitions", f"{topic.partitions}"))
+                if (found := self._find(client, outgoing.topic.name)) is None:
+                    self._missing[outgoing.topic.name].waiting.append(outgoing)
                 else:
-                    self._append(client, outgoing)
-                return
-            except MessageSizeTooLargeError as error:
-                self._settle([outgoing], BusError(f"the message is too large for the bus: {error}"))
+                    self._offer(client, outgoing, found)
                 return
             except KafkaError as error:
                 late = error
                 self._outage.began(error)
+                self._give_up_overdue()
                 pause.wait()
         self._settle([outgoing], self._late(late))
+
+    def _find(self, client: KafkaProducer, name: str) -> int | None:
+        """How many partitions the topic has. None where it is missing."""
+        if name not in self._missing:
+            try:
+                return clients.partition_count(client, name)
+            except KafkaError as error:
+                self._outage.began(error)
+                self._missing[name] = Missing(error)
+        return None
+
+    def _look_again(self) -> None:
+        """Hand over, in their order, the messages of topics that are missing no more."""
+        if time.monotonic() < self._look_again_at:
+            return
+        self._look_again_at = time.monotonic() + LOOK_AGAIN_S
+        try:
+            for name in [name for name, missing in self._missing.items() if missing.waiting]:
+                client, waiting = self._connected(), self._missing[name].waiting
+                if (found := clients.known_partition_count(client, name)) is not None:
+                    while waiting:
+                        self._offer(client, waiting[0], found)
+                        waiting.popleft()
+                    del self._missing[name]
+        except KafkaError as error:
+            self._outage.began(error)
+
+    def _offer(self, client: KafkaProducer, outgoing: Outgoing, found: int) -> None:
+        """To the producer, unless the topic, which has `found` partitions, or the message is not as it should be."""
+        topic = outgoing.topic
+        if found != topic.partitions:
+            self._settle([outgoing], misshapen(topic, f"{found} partitions", f"{topic.partitions}"))
+            return
+        try:
+            self._append(client, outgoing)
+        except MessageSizeTooLargeError as error:
+            self._settle([outgoing], BusError(f"the message is too large for the bus: {error}"))
 
     def _append(self, client: KafkaProducer, outgoing: Outgoing) -> None:
         with self._changed:
@@ -102,7 +151,11 @@ class Publisher(publisher.Publisher):
 
     def _give_up_overdue(self) -> None:
         """What the producer still holds after its time counts as in flight, but nobody waits for it any more."""
-        long_ago = time.monotonic() - LATE_S
+        now = time.monotonic()
+        for missing in self._missing.values():
+            while missing.waiting and missing.waiting[0].deadline <= now:
+                self._settle([missing.waiting.popleft()], self._late(missing.why))
+        long_ago = now - LATE_S
         with self._changed:
             overdue = list(takewhile(lambda outgoing: outgoing.deadline < long_ago, self._sent))
         for outgoing in overdue:
