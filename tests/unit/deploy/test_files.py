@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from services.gateway.auth import OPEN
 from services.inference.keeper import LAST_WORDS_S as KEEPERS_WORDS_S
 from services.inference.main import LAST_WORDS_S as AGENTS_WORDS_S
 from services.trainer.doorbell import STOP_TIMEOUT_S
@@ -212,6 +213,25 @@ def test_every_service_has_a_health_check_a_limit_and_a_restart_policy() -> None
         assert service["deploy"]["resources"]["limits"]["memory"], name
         if name != "migrate":
             assert service["healthcheck"]["test"], name
+
+
+def test_the_balancer_of_the_documentation_asks_the_gateways_that_compose_starts() -> None:
+    said = (ROOT / "docs/operations.md").read_text()
+    settings = re.search(r"`GATEWAYS=(\d)` and `GATEWAY_PORTS=(\d+)-(\d+)`", said)
+    config = re.search(r"```haproxy\n(.*?)```", said, re.DOTALL)
+    assert settings
+    assert config
+    count, first, last = map(int, settings.groups())
+    assert last - first + 1 == count
+    (published,) = compose()["services"]["gateway"]["ports"]
+    asked = re.findall(r"^ +server \w+ (\S+) check$", config[1], re.MULTILINE)
+    assert asked == [
+        ComposeFile({"GATEWAY_PORTS": str(port)}).filled(published).removesuffix(":8000")
+        for port in range(first, last + 1)
+    ]
+    path = re.search(r"option httpchk GET (\S+)", config[1])
+    assert path
+    assert path[1] in OPEN, "a balancer has no key"
 
 
 @pytest.mark.parametrize("file", ["prometheus/alerts.yml", "grafana/dashboards/llmos.json"])
