@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from llmos.client import LLMOS
+from llmos.demo.stage import ref_of
+from tests.e2e.test_whole_life import FOX, TINY
 from tests.ports import free_port, free_ports_in_a_row
 from tests.waiting import eventually
 
@@ -114,6 +116,17 @@ def client(cluster: Cluster) -> Iterator[LLMOS]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def model(client: LLMOS) -> str:
+    """A tiny model pretrained by the cluster, by its ref."""
+    with client.openai() as api:
+        data = api.files.create(file=("fox.txt", (FOX * 2000).encode()), purpose="fine-tune")
+    job = client.submit_job("pretrain", inputs={"training_data": data.id}, params=TINY, output="fox")
+    done = client.wait_job(job["id"])
+    assert done["status"] == "succeeded", done
+    return ref_of(done)
+
+
 def test_the_demo_passes_against_it(cluster: Cluster) -> None:
     facts = {row["name"]: row["value"] for row in json.loads(cluster.llmos("demo", "--json", timeout_s=2400))["data"]}
     base, adapter = (int(facts[f"exam, {name}"].split()[0]) for name in ("base", "adapter"))
@@ -153,8 +166,8 @@ def test_any_gateway_answers_for_what_another_took(cluster: Cluster, client: LLM
         assert client.get_job(job["id"])["status"] == "succeeded"
 
 
-def test_a_model_is_answered_for_after_one_of_its_nodes_vanished(cluster: Cluster, client: LLMOS) -> None:
-    client.deploy("demo-pretrained@1", name="trio", replicas=3)
+def test_a_model_is_answered_for_after_one_of_its_nodes_vanished(cluster: Cluster, client: LLMOS, model: str) -> None:
+    client.deploy(model, name="trio", replicas=3, engine_args={"max_model_len": 128})
     deployed = eventually(lambda: ready if (ready := client.get_deployment("trio"))["status"] == "ready" else None, 600)
     assert len({replica["node"] for replica in deployed["replica_statuses"]}) == 2
     _ask(client)
@@ -190,5 +203,5 @@ def _inspected(image: str, what: str) -> str:
 
 def _ask(client: LLMOS) -> None:
     with client.openai() as api:
-        answer = api.completions.create(model="trio", prompt="The with statement", max_tokens=4)
+        answer = api.completions.create(model="trio", prompt="The quick brown", max_tokens=4)
     assert answer.choices[0].text
