@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from dataclasses import replace
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    url: Annotated[str | None, typer.Option(help="Play it on the system there instead of this machine's.")] = None,
+    url: Annotated[str | None, typer.Option(help="Play it on the system there (default: LLMOS_URL), not here.")] = None,
     key: Annotated[str | None, typer.Option(help="The key for it; by default the one in ./.env.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the system running afterwards.")] = False,
     as_json: AsJson = False,
@@ -30,7 +31,8 @@ def demo(
     from llmos.demo.play import play, what_next  # the demo's imports would slow every other command
 
     session = session_of(context)
-    session = replace(session, url=url or session.url, key=key or session.key)
+    url = url or session.url or os.environ.get("LLMOS_URL") or None
+    session = replace(session, url=url, key=key or session.key)
     stage = errors if as_json else console  # JSON comes alone on stdout
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: what was started is taken down

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace as Fake
 from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
+from llmos.cli import demo as demo_command
+from llmos.cli.app import app
 from llmos.cli.output import console
 from llmos.demo.faq import Question, exam, lesson_jsonl, read_faq
 from llmos.demo.play import play, what_next
+from tests.ports import free_port
 
 SAID = "[/red] no [bold]markup"
 
@@ -78,3 +83,21 @@ def test_the_demo_shows_what_a_model_says_as_it_is(capsys: pytest.CaptureFixture
     assert told.count(SAID) >= 2 + 2 * 3
     assert facts["fine-tuned"] == "a@1 (LoRA on a@1)"
     assert facts["  exam, adapter"].startswith("0 % of 20")
+
+
+@pytest.mark.parametrize(
+    "where", [("--url", "{}"), ("demo", "--url", "{}"), ()], ids=["before", "after", "environment"]
+)
+def test_a_demo_on_a_system_that_is_named_starts_none_here(
+    where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    words = [word.format(nowhere) for word in where]
+    if not words:
+        monkeypatch.setenv("LLMOS_URL", nowhere)
+    monkeypatch.setattr(demo_command, "start_detached", lambda *_: pytest.fail("a system was started"))
+    said = CliRunner().invoke(
+        app, ["--home", str(tmp_path), "--key", "k", *words, *([] if "demo" in words else ["demo"])]
+    )
+    assert said.exit_code != 0
+    assert nowhere in said.output
