@@ -38,13 +38,14 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         }
 
     def person() -> None:
+        unknown = "not known yet: the gateway is catching up" if "view" in missing else ""
         rows = [(job["id"], job["type"], coloured(job["status"]), reason_of(job)) for job in value["jobs"]]
-        table(("JOB", "TYPE", "STATUS", ""), rows, "no jobs yet: `llmos jobs submit probe`")
+        table(("JOB", "TYPE", "STATUS", ""), rows, unknown or "no jobs yet: `llmos jobs submit probe`")
         say()
         served = [(it["name"], it["model"], coloured(status_of(it)), it["problem"]) for it in value["deployments"]]
-        table(("DEPLOYMENT", "MODEL", "STATUS", ""), served, "no deployments yet: `llmos deploy MODEL`")
+        table(("DEPLOYMENT", "MODEL", "STATUS", ""), served, unknown or "no deployments yet: `llmos deploy MODEL`")
         say()
-        _node_table(value["nodes"])
+        _node_table(value["nodes"], unknown or "no nodes")
 
     show(value, as_json, person)
 
@@ -63,7 +64,7 @@ def nodes(context: typer.Context, as_json: AsJson = False) -> None:
     show(found, as_json, lambda: _node_table(found["data"]))
 
 
-def _node_table(items: list[Json]) -> None:
+def _node_table(items: list[Json], none: str = "no nodes") -> None:
     rows = []
     for item in items:
         for role in item["roles"]:
@@ -80,7 +81,7 @@ def _node_table(items: list[Json]) -> None:
                     f"{duration(role['silent_s'])} ago",
                 )
             )
-    table(("NODE", "ROLE", "STATE", "CPUS", "MEMORY", "DEVICES", "BUSY WITH", "HEARD OF"), rows, "no nodes")
+    table(("NODE", "ROLE", "STATE", "CPUS", "MEMORY", "DEVICES", "BUSY WITH", "HEARD OF"), rows, none)
 
 
 def config(context: typer.Context, as_json: AsJson = False) -> None:

@@ -14,10 +14,13 @@ from rich.text import Text
 from llmos.calls import ENDED, Json
 from llmos.cli.output import duration, errors
 from llmos.client import LLMOS
+from llmos.errors import APIError
 
 SHOWN = ("loss", "eval_loss", "tokens_per_second")
 LOOK_EVERY_S = 0.25
+RETRY_S = 2.0
 PULSE_S = 15.0
+UNAVAILABLE = 503
 
 
 class Pulse:
@@ -46,13 +49,21 @@ def waiting(sentence: str, on: Console, quiet: bool = False) -> Iterator[Callabl
 
 
 def watch_job(client: LLMOS, job_id: str, quiet: bool = False, title: str = "", on: Console = errors) -> Json:
-    """Show the job's progress until it ends; returns it as it ended."""
+    """Show the job's progress until it ends; returns it as it ended. What the gateway cannot tell now, it can later."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     pulse = Pulse(on, quiet)
     with Progress(*columns, console=on, transient=True, disable=quiet or not on.is_terminal) as bar:
         task = bar.add_task(escape(title) or job_id, total=100, figures="")
         while True:
-            job = client.get_job(job_id)
+            try:
+                job = client.get_job(job_id)
+            except APIError as error:
+                if error.status != UNAVAILABLE:
+                    raise
+                bar.update(task, description=f"{escape(title or job_id)} [dim]waits: {escape(str(error))}[/dim]")
+                pulse.tell(f"{title or job_id}: waits: {error}")
+                time.sleep(RETRY_S)
+                continue
             if job["status"] in ENDED:
                 return job
             progress, name, figures = job["progress"] or {}, title or f"{job['type']} {job_id}", _figures(job)

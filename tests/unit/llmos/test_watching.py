@@ -12,6 +12,7 @@ import pytest
 from llmos.cli import deployments, watching
 from llmos.cli.printable import Terminal
 from llmos.client import LLMOS
+from llmos.errors import APIError
 
 PROGRESS: dict[str, Any] = {"step": 7, "total_steps": 9, "percent": 77.0, "eta_s": None, "metrics": {}}
 
@@ -54,6 +55,24 @@ def test_a_job_is_told_of_now_and_then_where_there_is_no_terminal() -> None:
     lines = said.getvalue().splitlines()
     assert 3 <= len(lines) <= 8
     assert set(lines) == {"fine-tune: running: step 7/9"}
+
+
+def test_a_job_is_watched_on_while_the_gateway_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient, answers = Patient(), [503] * 40
+
+    def away_at_first(job_id: str) -> dict[str, Any]:
+        if answers:
+            raise APIError("The database does not answer now.", answers.pop(), None, None)
+        return Patient.get_job(patient, job_id)
+
+    monkeypatch.setattr(patient, "get_job", away_at_first)
+    said = StringIO()
+    job = watching.watch_job(cast(LLMOS, patient), "job-1", on=Terminal(file=said))
+    assert job["status"] == "succeeded"
+    assert "job-1: waits: The database does not answer now." in said.getvalue()
+    answers.append(404)
+    with pytest.raises(APIError):
+        watching.watch_job(cast(LLMOS, patient), "job-1")
 
 
 def test_a_deployment_too(monkeypatch: pytest.MonkeyPatch) -> None:
