@@ -67,8 +67,8 @@ def check_free(system: System) -> None:
     for service in SERVICES:
         if others := system.others(service):
             raise Occupied(
-                f"{others} sessions of others are open in the {service}'s database: stop all services first, and start "
-                "them when the restore is done"
+                f"others have the {service}'s database open ({others} of them): stop all services first, also "
+                "containers that were started one by one (`docker ps`), and start them when the restore is done"
             )
 
 
