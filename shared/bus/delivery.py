@@ -23,6 +23,7 @@ from shared.contracts import jobs as _jobs  # noqa: F401
 from shared.contracts import nodes as _nodes  # noqa: F401
 from shared.contracts.message import DecodeError, UnknownType, decode
 from shared.contracts.topics import Topic
+from shared.starting import first_line
 
 log = logging.getLogger("llmos.bus")
 
@@ -167,7 +168,7 @@ class GroupDelivery:
             record.position,
             self._group,
             failures,
-            str(error) or type(error).__name__,
+            first_line(error),
             exc_info=error if failures == 1 and not isinstance(error, DecodeError) else None,
         )
 

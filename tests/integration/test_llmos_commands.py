@@ -189,6 +189,11 @@ def test_status_says_what_is_missing_and_why(here: Running, llmos: Llmos, monkey
     monkeypatch.setattr(here.app.state.readiness, "_checks", {"bus": bus})
     assert "missing: bus: no Kafka broker answers at kafka:9092\n" in llmos("status").out
     assert llmos("status", "--json").json["missing"] == {"bus": "no Kafka broker answers at kafka:9092"}
+    assert "no nodes" in llmos("status").out
+    monkeypatch.setattr(here.app.state.readiness, "_checks", {"view": bus})
+    told = llmos("status").out
+    assert "no nodes" not in told
+    assert "not known yet" in told
 
 
 def test_a_deployment_and_the_node_it_runs_on(world: GatewayWorld, here: Running, llmos: Llmos) -> None:
